@@ -1,0 +1,57 @@
+# make book        builds the book into _build/html (sets up .venv the first time)
+# make test        runs every chapter as a test, and the package's own tests
+# make notebooks   after editing book/NN-*.md: writes the notebooks, runs those whose code changed
+# make figures     redraws the diagrams in book/figures
+# make check       lint, spelling, pairing of text and notebooks, einops only, mirrored definitions
+# make address     REPO=owner/name: writes the repository's address wherever it stands
+# make clean       removes the environment and everything built
+#
+# PYTHON=python3.12 picks the interpreter (3.11 or newer).
+# TORCH_BACKEND=cpu spares Linux machines without an NVIDIA card the CUDA libraries (any value of uv's --torch-backend).
+
+# the first interpreter that is new enough; plain python3 if none is, so that the message below names it
+NEW_ENOUGH := -c 'import sys; sys.exit(sys.version_info < (3, 11))'
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
+            $$p $(NEW_ENOUGH) 2>/dev/null && echo $$p && exit; done; echo python3)
+BIN := .venv/bin
+UV := $(BIN)/uv pip install -q --compile-bytecode --python $(BIN)/python \
+      $(addprefix --find-links ,$(PIP_FIND_LINKS)) $(addprefix --torch-backend ,$(TORCH_BACKEND))
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: book test notebooks figures check address clean
+
+book: .venv/.done
+	$(BIN)/python tools/nb.py check
+	$(BIN)/jupyter-book build . -W -n --keep-going
+
+test: .venv/.done
+	$(BIN)/python -m pytest --nbval
+
+notebooks: .venv/.done
+	$(BIN)/python tools/nb.py run
+
+figures: .venv/.done
+	$(BIN)/python book/figures/draw.py
+
+check: .venv/.done
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/codespell book t2t_ref tests tools *.md *.cff
+	$(BIN)/python tools/nb.py check
+	$(BIN)/python tools/rules.py
+
+address: .venv/.done
+	$(BIN)/python tools/address.py "$(REPO)"
+
+# one environment; made anew whenever the pins change, so that nothing of the old ones is left
+.venv/.done: requirements.txt constraints.txt pyproject.toml
+	@$(PYTHON) $(NEW_ENOUGH) || { echo "$(PYTHON) is $$($(PYTHON) --version 2>&1); the book needs Python 3.11 or newer:" \
+	  "make PYTHON=/where/it/is $(MAKECMDGOALS)"; exit 1; }
+	$(PYTHON) -m venv --clear .venv
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt uv
+	$(UV) -r requirements.txt
+	$(UV) --no-deps -e .
+	touch $@
+
+clean:
+	rm -rf _build .venv

@@ -1,0 +1,82 @@
+"""One table of variants, and the two functions that read it (chapter 9; paper, Tables 1, 6 and 7)."""
+
+from dataclasses import asdict, dataclass
+
+from t2t_ref.t2t_vit import T2TViT
+from t2t_ref.tokens_to_token import check_known
+
+
+@dataclass(frozen=True)
+class Variant:
+    """The sizes that tell one T2T-ViT from another. Field names are arguments of :class:`T2TViT`."""
+
+    embed_dim: int
+    depth: int
+    num_heads: int
+    mlp_ratio: float
+    tokens_type: str = "performer"
+
+
+VARIANTS = {
+    # paper, Table 1 and Table 4; the paper prints depth 8 for T2T-ViT-7, code and weights have 7
+    "t2t_vit_7": Variant(embed_dim=256, depth=7, num_heads=4, mlp_ratio=2.0),
+    "t2t_vit_10": Variant(embed_dim=256, depth=10, num_heads=4, mlp_ratio=2.0),
+    "t2t_vit_12": Variant(embed_dim=256, depth=12, num_heads=4, mlp_ratio=2.0),
+    "t2t_vit_14": Variant(embed_dim=384, depth=14, num_heads=6, mlp_ratio=3.0),
+    "t2t_vit_19": Variant(embed_dim=448, depth=19, num_heads=7, mlp_ratio=3.0),
+    "t2t_vit_24": Variant(embed_dim=512, depth=24, num_heads=8, mlp_ratio=3.0),
+    # exact attention in the T2T layers: the paper's T2T-ViT_t
+    "t2t_vit_t_14": Variant(embed_dim=384, depth=14, num_heads=6, mlp_ratio=3.0, tokens_type="transformer"),
+    "t2t_vit_t_19": Variant(embed_dim=448, depth=19, num_heads=7, mlp_ratio=3.0, tokens_type="transformer"),
+    "t2t_vit_t_24": Variant(embed_dim=512, depth=24, num_heads=8, mlp_ratio=3.0, tokens_type="transformer"),
+    # three convolutions instead of the T2T module: T2T-ViT_c of Table 7; the name is ours
+    "t2t_vit_c_14": Variant(embed_dim=384, depth=14, num_heads=6, mlp_ratio=3.0, tokens_type="convolution"),
+    # Table 6: more heads; shallow and wide (depth 4 by its parameter count, where the table prints 14)
+    "t2t_vit_14_resnext": Variant(embed_dim=384, depth=14, num_heads=32, mlp_ratio=3.0),
+    "t2t_vit_14_wide": Variant(embed_dim=768, depth=4, num_heads=12, mlp_ratio=3.0),
+}
+
+
+def list_models() -> list[str]:
+    """The names that :func:`create_model` knows."""
+    return list(VARIANTS)
+
+
+def create_model(
+    name: str,
+    *,
+    pretrained: bool = False,
+    num_classes: int = 1000,
+    img_size: int | tuple[int, int] = 224,
+    in_chans: int = 3,
+    drop_rate: float = 0.0,
+    attn_drop_rate: float = 0.0,
+    drop_path_rate: float = 0.0,
+    qk_scale: float | None = None,
+    dynamic_img_size: bool = False,
+    **overrides,
+) -> T2TViT:
+    """Build a variant by name, with fresh weights.
+
+    Units:   ``overrides`` are further arguments of :class:`T2TViT`, such as depth or performer_epsilon
+    Raises:  ValueError for an unknown name, with the nearest ones; ValueError for pretrained=True, which this
+             version cannot serve yet; TypeError for an argument that T2TViT does not have
+    Source:  names are the authors'
+    """
+    check_known("model", name, list_models())
+    if pretrained:
+        raise ValueError(
+            f"pretrained=True: this version of t2t_ref cannot fetch released weights for {name!r} yet; "
+            "download the file, then model.load_state_dict(...) with its 'state_dict_ema' entry"
+        )
+    arguments = asdict(VARIANTS[name]) | dict(
+        num_classes=num_classes,
+        img_size=img_size,
+        in_chans=in_chans,
+        drop_rate=drop_rate,
+        attn_drop_rate=attn_drop_rate,
+        drop_path_rate=drop_path_rate,
+        qk_scale=qk_scale,
+        dynamic_img_size=dynamic_img_size,
+    )
+    return T2TViT(**(arguments | overrides))

@@ -1,0 +1,49 @@
+"""Preparing a photograph as the authors evaluate."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from t2t_ref import preprocess
+
+GREY = (torch.full((3, 1, 1), 128 / 255) - torch.tensor([[[0.485]], [[0.456]], [[0.406]]])) / torch.tensor(
+    [[[0.229]], [[0.224]], [[0.225]]]
+)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "P", "RGBA", "CMYK"])
+@pytest.mark.parametrize("size", [(300, 500), (224, 224), (31, 17)])
+def test_modes_and_sizes(mode, size):
+    image = Image.new("RGB", size, (128, 128, 128)).convert(mode)
+    out = preprocess(image)
+    assert out.shape == (1, 3, 224, 224)
+    if mode != "P":  # a palette has its own nearest grey
+        torch.testing.assert_close(out[0], GREY.expand(3, 224, 224), atol=0.02, rtol=0)
+
+
+def test_the_crop_is_the_centre_of_the_resized_image():
+    pixels = np.zeros((600, 496, 3), np.uint8)
+    pixels[:, 248:] = 255
+    out = preprocess(pixels)[0, 0]
+    assert out[:, :108].max() < -1.9 and out[:, 116:].min() > 1.9  # the edge lies in the middle of 224
+    tall = np.zeros((600, 496, 3), np.uint8)
+    tall[300:] = 255
+    out = preprocess(tall)[0, 0]
+    assert out[:108].max() < -1.9 and out[116:].min() > 1.9
+
+
+def test_not_square_sizes():
+    assert preprocess(Image.new("RGB", (640, 480)), (96, 224)).shape == (1, 3, 96, 224)
+
+
+def test_paths_and_refusals(tmp_path):
+    Image.new("RGB", (40, 30)).save(tmp_path / "a.png")
+    assert preprocess(tmp_path / "a.png", 32).shape == (1, 3, 32, 32)
+    (tmp_path / "b.png").write_text("<html>not found</html>")
+    with pytest.raises(ValueError, match="b.png is not an image file"):
+        preprocess(tmp_path / "b.png")
+    with pytest.raises(FileNotFoundError):
+        preprocess(tmp_path / "c.png")
+    with pytest.raises(ValueError, match="found list"):
+        preprocess([1, 2])

@@ -1,0 +1,130 @@
+"""Shape tables, counts and attention maps, against numbers found another way."""
+
+import pytest
+import torch
+
+from t2t_ref import Attention, attention_maps, count_macs, count_parameters, create_model, shape_table
+
+WIDE = dict(img_size=(64, 96), num_classes=10)
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    return create_model("t2t_vit_7", **WIDE)
+
+
+@pytest.fixture(scope="module")
+def image():
+    return torch.randn(2, 3, 64, 96)
+
+
+def test_shape_table_of_the_whole_model(model, image):
+    table = shape_table(model, image)
+    assert [(row.name, row.axes, row.shape) for row in table] == [
+        ("(input)", "b c h w", (2, 3, 64, 96)),
+        ("tokens_to_token.soft_split0", "b n d", (2, 16 * 24, 147)),
+        ("tokens_to_token.attention1", "b n e", (2, 16 * 24, 64)),
+        ("into tokens_to_token.soft_split1", "b c h w", (2, 64, 16, 24)),
+        ("tokens_to_token.soft_split1", "b n d", (2, 8 * 12, 576)),
+        ("tokens_to_token.attention2", "b n e", (2, 8 * 12, 64)),
+        ("into tokens_to_token.soft_split2", "b c h w", (2, 64, 8, 12)),
+        ("tokens_to_token.soft_split2", "b n d", (2, 4 * 6, 576)),
+        ("tokens_to_token.project", "b n d", (2, 4 * 6, 256)),
+        ("into pos_drop", "b n d", (2, 1 + 4 * 6, 256)),
+        ("blocks.0-6", "b n d", (2, 1 + 4 * 6, 256)),
+        ("norm", "b n d", (2, 1 + 4 * 6, 256)),
+        ("into head", "b d", (2, 256)),
+        ("head", "b classes", (2, 10)),
+        ("cls_token, pos_embed", "", ()),
+    ]
+    assert sum(row.parameters for row in table) == count_parameters(model)
+    assert table.shape("norm") == (2, 25, 256)
+    with pytest.raises(KeyError, match="no stage 'nrom'; there are .*norm"):
+        table.shape("nrom")
+
+
+def test_shape_table_prints_as_text_and_as_html(model, image):
+    table = shape_table(model, image)
+    assert str(table) == repr(table)
+    lines = str(table).splitlines()
+    assert lines[0].split() == ["stage", "what", "axes", "shape", "parameters"]
+    assert len(lines) == 1 + len(table)
+    assert "2 x 384 x 147" in lines[2]
+    html = table._repr_html_()
+    assert html.count("<tr>") == 1 + len(table)
+    assert "<td><code>blocks.0-6</code></td>" in html
+
+
+def test_shape_table_follows_the_run_not_the_description(image):
+    """Another stride gives other rows: nothing in the table is typed."""
+    model = create_model("t2t_vit_7", **WIDE)
+    model.tokens_to_token.soft_split0.padding = 1
+    table = shape_table(model.tokens_to_token, image, depth=1)
+    assert table.shape("soft_split0") == (2, 15 * 23, 147)
+
+
+def test_shape_table_of_pieces(model):
+    tokens = torch.randn(1, 24, 256)
+    table = shape_table(model.blocks[0], tokens)
+    assert table.shape("attn.qkv") == (1, 24, 768)
+    assert table.shape("mlp.fc1") == (1, 24, 512)
+    alone = shape_table(torch.nn.Linear(256, 8), tokens)
+    assert [row.shape for row in alone][:2] == [(1, 24, 256), (1, 24, 8)]
+
+
+def test_looking_leaves_the_model_as_it_was(model, image):
+    model.train()
+    model.blocks[2].eval()
+    shape_table(model, image), count_macs(model, image), attention_maps(model, image)
+    assert model.training and model.blocks[1].training and not model.blocks[2].training
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+def macs_by_formula(depth, dim, mlp_ratio, patches=196):
+    """Multiply-accumulates of the backbone and the head, from the sizes alone."""
+    n = patches + 1
+    linear = n * dim * dim * (3 + 1 + 2 * mlp_ratio)
+    return int(depth * linear + 1000 * dim), int(depth * 2 * n * n * dim)
+
+
+def test_macs_of_t2t_vit_14_by_formula():
+    model = create_model("t2t_vit_14")
+    image = torch.randn(1, 3, 224, 224)
+    linear, products = macs_by_formula(14, 384, 3)
+    m, e = 32, 64
+    linear += 3136 * (147 * 3 * e + e * e * 3) + 784 * (576 * 3 * e + e * e * 3) + 196 * 576 * 384
+    products += (3136 + 784) * m * e * 4  # two features, summaries, mixing
+    assert count_macs(model, image, products_of_activations=False) == linear
+    assert count_macs(model, image) == linear + products
+
+
+@pytest.mark.parametrize(
+    "name, printed",
+    [("t2t_vit_7", 1.1), ("t2t_vit_12", 1.8), ("t2t_vit_14", 4.8), ("t2t_vit_19", 8.5), ("t2t_vit_t_14", 6.1)],
+)
+def test_macs_are_those_the_paper_prints(name, printed):
+    with torch.device("meta"):
+        model, image = create_model(name), torch.empty(2, 3, 224, 224)
+    assert round(count_macs(model, image) / 1e9, 1) == printed
+
+
+def test_attention_maps_are_the_weights_the_model_uses(model, image):
+    maps = attention_maps(model, image)
+    assert len(maps) == 7
+    assert all(weights.shape == (2, 4, 25, 25) for weights in maps)
+    torch.testing.assert_close(maps[3].sum(dim=-1), torch.ones(2, 4, 25))
+
+    attention, seen = model.blocks[3].attn, {}
+    hooks = [
+        attention.register_forward_pre_hook(lambda module, inputs: seen.update(tokens=inputs[0])),
+        attention.proj.register_forward_pre_hook(lambda module, inputs: seen.update(mixed=inputs[0])),
+    ]
+    with torch.no_grad():
+        model.eval()(image)
+        _, _, values = attention.split_heads(seen["tokens"])
+    for hook in hooks:
+        hook.remove()
+    mixed = (maps[3] @ values).transpose(1, 2).flatten(2)
+    torch.testing.assert_close(mixed, seen["mixed"], atol=1e-5, rtol=1e-4)
+    assert isinstance(attention, Attention)
