@@ -1,7 +1,7 @@
 """Chapters in two forms: book/NN-name.md is written by hand, notebooks/NN-name.ipynb carries the outputs.
 
-    python tools/nb.py sync             write the notebooks' cells from the Markdown, keep outputs that still hold
-    python tools/nb.py run [NAME ...]   sync, then run the notebooks that lack outputs; or those named; or "all"
+    python tools/nb.py sync [NAME ...]  write the notebooks' cells from the Markdown, keep outputs that still hold
+    python tools/nb.py run [NAME ...]   sync, then run the notebooks that lack outputs; or just those named; or "all"
     python tools/nb.py check            change nothing; exit 1 if a notebook has drifted or lacks outputs
 
 The direction is always from the Markdown to the notebook. Which file is newer never matters: in a fresh clone all
@@ -21,6 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 METADATA = ("kernelspec", "accelerator", "colab")
 LANGUAGE = {"name": "python", "pygments_lexer": "ipython3"}  # without the lexer, %pip is a warning in the book
 MAX_OUTPUT = 300_000  # characters in one stored output
+MAX_LINE = 84  # characters that fit the column of code on a page
 COPYABLE_ONLY_IN_THE_BOOK = {  # Colab and GitHub show these raw
     r"^:{3,}": "a ::: directive",
     r"^`{3,}\{": "a ``` directive",
@@ -133,6 +134,11 @@ def problems(root: Path):
             for pattern, what in COPYABLE_ONLY_IN_THE_BOOK.items():
                 if cell.cell_type == "markdown" and re.search(pattern, cell.source, re.M):
                     yield f"{source.name}: {what} in {cell.source[:50]!r}, which Colab shows raw"
+        for cell in code_cells(stored):
+            folded = {"remove-cell", "hide-input", "hide-cell"} & set(cell.metadata.get("tags", []))
+            for line in [] if folded else cell.source.splitlines():
+                if len(line) > MAX_LINE:
+                    yield f"{source.name}: more than {MAX_LINE} characters in {line.strip()[:50]!r}"
         yield from problems_of_outputs(stored, path.name)
     known = {path for _, path in chapters(root)}
     for path in sorted((root / "notebooks").glob("*.ipynb")):
@@ -154,9 +160,10 @@ def main(arguments: list[str]) -> int:
         print("\n".join(found) or f"{len(chapters(ROOT))} chapters and their notebooks agree")
         return 1 if found else 0
     for source, path in chapters(ROOT):
+        if names and not {source.stem, "all"} & set(names):
+            continue
         notebook = merged(source, path)
-        wanted = source.stem in names or "all" in names or not (names or has_run(notebook))
-        if command == "run" and wanted:
+        if command == "run" and (names or not has_run(notebook)):
             execute(notebook, path.parent, source.stem)
         write(notebook, path)
     return 0

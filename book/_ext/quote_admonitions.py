@@ -13,7 +13,7 @@ KINDS = {
     "Idea": "tip",
     "Warning": "warning",
     "Pitfall": "caution",
-    "Exercise": "exercise",
+    "Exercise": "exercise", "Change": "tip",
     "Check": "important",
     "Paper": "seealso",
 }
