@@ -13,7 +13,9 @@ KINDS = {
     "Idea": "tip",
     "Warning": "warning",
     "Pitfall": "caution",
-    "Exercise": "exercise", "Change": "tip",
+    "Exercise": "exercise",
+    "Change": "tip",
+    "Article": "note", "Change": "tip",
     "Check": "important",
     "Paper": "seealso",
 }
