@@ -11,21 +11,35 @@ import os
 
 for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):  # inherited by the kernels: stable sums, and
     os.environ.setdefault(name, "1")  # no fight for cores between two workers
-os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")
+os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")  # or the kernel warns about frozen modules
 
-BLOCK_DIFF, MAX_BLOCKS = 0.1, 0.01
+BLOCKS_PER_SIDE, BLOCK_DIFFERENCE, SHARE_OF_BLOCKS = 32, 0.1, 0.01
 
 
-def _thumbnails(outputs):
+def grey_blocks(outputs):
+    """The mean grey of every block, for each PNG among a cell's outputs."""
     from PIL import Image
 
     for out in outputs:
         png = out.get("data", {}).get("image/png")
         if png:
-            im = Image.open(io.BytesIO(base64.b64decode(png))).convert("RGBA")
-            sheet = Image.new("RGBA", im.size, "white")
-            sheet.alpha_composite(im)
-            yield list(sheet.convert("L").resize((32, 32), Image.Resampling.BOX).tobytes())
+            picture = Image.open(io.BytesIO(base64.b64decode(png))).convert("RGBA")
+            sheet = Image.new("RGBA", picture.size, "white")
+            sheet.alpha_composite(picture)
+            size = (BLOCKS_PER_SIDE, BLOCKS_PER_SIDE)
+            yield list(sheet.convert("L").resize(size, Image.Resampling.BOX).tobytes())
+
+
+def figures_differ(new_outputs, stored_outputs):
+    """What is wrong with the figures of a cell, or None."""
+    new, stored = list(grey_blocks(new_outputs)), list(grey_blocks(stored_outputs))
+    if len(new) != len(stored):
+        return f"{len(new)} figures, {len(stored)} stored"
+    for number, (a, b) in enumerate(zip(new, stored, strict=True)):
+        share = sum(abs(x - y) > 255 * BLOCK_DIFFERENCE for x, y in zip(a, b, strict=True)) / len(a)
+        if share > SHARE_OF_BLOCKS:
+            return f"figure {number}: {share:.1%} of it differs from the stored one"
+    return None
 
 
 def pytest_configure(config):
@@ -33,23 +47,17 @@ def pytest_configure(config):
         return
     from nbval.plugin import IPyNbCell
 
-    plain = IPyNbCell.compare_outputs
-    if hasattr(plain, "with_figures"):
+    compare_text = IPyNbCell.compare_outputs
+    if hasattr(compare_text, "with_figures"):
         return
 
     def compare_outputs(self, test, ref, skip_compare=None):
-        if not plain(self, test, ref, skip_compare):
+        if not compare_text(self, test, ref, skip_compare):
             return False
-        new, old = list(_thumbnails(test)), list(_thumbnails(ref))
-        if len(new) != len(old):
-            self.comparison_traceback.append(f"{len(new)} figures, {len(old)} stored")
-            return False
-        for i, (a, b) in enumerate(zip(new, old, strict=True)):
-            part = sum(abs(x - y) > 255 * BLOCK_DIFF for x, y in zip(a, b, strict=True)) / len(a)
-            if part > MAX_BLOCKS:
-                self.comparison_traceback.append(f"figure {i}: {part:.1%} of it differs from the stored one")
-                return False
-        return True
+        difference = figures_differ(test, ref)
+        if difference:
+            self.comparison_traceback.append(difference)
+        return not difference
 
     compare_outputs.with_figures = True
     IPyNbCell.compare_outputs = compare_outputs

@@ -62,7 +62,7 @@ STAGES = {  # what can be lit, and the boxes it lights
     "soft split": (1, 4, 7),
     "T2T layer": (2, 5),
     "re-structure": (3, 6),
-    "tokens-to-token": tuple(range(1, 9)),
+    "tokens-to-token": (3, 6),  # and the panel around them
     "class token and positions": (9,),
     "blocks": (10,),
     "head": (11,),
@@ -137,7 +137,7 @@ def panel(top: int, height: int, name_x: int, name: str, chapters: str, is_lit: 
     )
 
 
-def draw_box(left: float, top: float, box: tuple, is_lit: bool) -> str:
+def draw_box(left: int, top: int, box: tuple, is_lit: bool) -> str:
     lines, stage = box
     stroke, width, fill = (TOKEN, 5, "#FBD9C6") if is_lit else ("#444", 1.5, "#F1F3F5")
     centre = left + BOX_WIDTH / 2

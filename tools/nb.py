@@ -20,7 +20,7 @@ import nbformat
 ROOT = Path(__file__).resolve().parents[1]
 METADATA = ("kernelspec", "accelerator", "colab")
 LANGUAGE = {"name": "python", "pygments_lexer": "ipython3"}  # without the lexer, %pip is a warning in the book
-MAX_OUTPUT = 300_000  # characters in one stored output
+MAX_OUTPUT = 400_000  # characters in one stored output
 MAX_LINE = 84  # characters that fit the column of code on a page
 COPYABLE_ONLY_IN_THE_BOOK = {  # Colab and GitHub show these raw
     r"^:{3,}": "a ::: directive",

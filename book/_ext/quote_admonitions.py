@@ -15,7 +15,7 @@ KINDS = {
     "Pitfall": "caution",
     "Exercise": "exercise",
     "Change": "tip",
-    "Article": "note", "Change": "tip",
+    "Article": "note",
     "Check": "important",
     "Paper": "seealso",
 }
