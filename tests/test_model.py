@@ -102,8 +102,8 @@ def test_arguments_reach_the_model():
     assert model(torch.randn(1, 1, 64, 96)).shape == (1, 5)
     assert [block.drop_path.drop_rate for block in model.blocks] == pytest.approx([0.0, 0.1, 0.2])
     assert {block.attn.scale for block in model.blocks} == {0.1}
-    with pytest.raises(TypeError, match="widht"):
-        create_model("t2t_vit_7", widht=3)
+    with pytest.raises(TypeError, match="breadth"):
+        create_model("t2t_vit_7", breadth=3)
 
 
 def test_without_classes_the_class_feature_comes_out():
