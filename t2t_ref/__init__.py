@@ -1,7 +1,7 @@
 """T2T-ViT, piece by piece: the reference package of the book.
 
 Modules come in the order of the chapters: soft_split, token_transformer, token_performer, tokens_to_token, position,
-backbone, t2t_vit, zoo, inspection.
+backbone, classifier, t2t_vit, vit, zoo, inspection.
 """
 
 from t2t_ref._version import __version__
@@ -14,6 +14,7 @@ from t2t_ref.t2t_vit import T2TViT
 from t2t_ref.token_performer import TokenPerformer, performer_attention, plain_performer_attention
 from t2t_ref.token_transformer import TokenTransformer
 from t2t_ref.tokens_to_token import TokensToToken, restructure, token_grid
+from t2t_ref.vit import ViT
 from t2t_ref.zoo import create_model, list_models
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "TokenPerformer",
     "TokenTransformer",
     "TokensToToken",
+    "ViT",
     "attention_maps",
     "count_macs",
     "count_parameters",

@@ -6,11 +6,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from t2t_ref.backbone import Block
-from t2t_ref.position import resize_position_table, sinusoid_table
+from t2t_ref.classifier import TokenClassifier, init_weights
+from t2t_ref.position import sinusoid_table
 from t2t_ref.tokens_to_token import TokensToToken, pair, token_grid
 
 
-class T2TViT(nn.Module):
+class T2TViT(TokenClassifier):
     """Tokens-to-Token Vision Transformer.
 
     Shapes:  image   b c h w
@@ -48,12 +49,13 @@ class T2TViT(nn.Module):
         self.num_classes = num_classes
         self.embed_dim = self.num_features = embed_dim
         self.dynamic_img_size = dynamic_img_size
+        self.grid = token_grid(img_size)
 
         self.tokens_to_token = TokensToToken(
             img_size, tokens_type, in_chans, embed_dim, token_dim, performer_drop_rate, performer_epsilon
         )
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
-        table = sinusoid_table(1 + self.tokens_to_token.num_patches, embed_dim)
+        table = sinusoid_table(1 + self.grid[0] * self.grid[1], embed_dim)
         self.pos_embed = nn.Parameter(table, requires_grad=False)
         self.pos_drop = nn.Dropout(drop_rate)
         drop_path_rates = torch.linspace(0, drop_path_rate, depth, device="cpu").tolist()
@@ -67,48 +69,21 @@ class T2TViT(nn.Module):
         nn.init.trunc_normal_(self.cls_token, std=0.02)
         self.apply(init_weights)
 
-    def forward_features(self, image: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n d"]:
-        """Image to tokens after the last norm; n counts the class token, which is row 0."""
+    def embed(self, image: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n d"]:
+        """Image to the tokens that enter the first block; n counts the class token, which is row 0."""
         self.check_image(image)
         tokens = self.tokens_to_token(image)
         cls_tokens = repeat(self.cls_token, "1 1 d -> b 1 d", b=len(tokens))
         tokens = torch.cat([cls_tokens, tokens], dim=1)
-        tokens = self.pos_drop(tokens + self.position_table(image))
+        return self.pos_drop(tokens + self.position_table(image))
+
+    def forward_features(self, image: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n d"]:
+        """Image to tokens after the last norm; n counts the class token, which is row 0."""
+        tokens = self.embed(image)
         for block in self.blocks:
             tokens = block(tokens)
         return self.norm(tokens)
 
-    def forward_head(self, features: Float[Tensor, "b n d"]) -> Float[Tensor, "b classes"]:
-        """Tokens to logits, by the class token alone."""
-        return self.head(features[:, 0])
-
-    def forward(self, image: Float[Tensor, "b c h w"]) -> Float[Tensor, "b classes"]:
-        return self.forward_head(self.forward_features(image))
-
-    def check_image(self, image: Float[Tensor, "b c h w"]) -> None:
-        """Refuse an image that this model cannot take, and say what it takes."""
-        if image.ndim != 4:
-            raise ValueError(f"expected an image of shape (b, c, h, w), found {tuple(image.shape)}")
-        h, w = image.shape[-2:]
-        if (h, w) != self.img_size and not self.dynamic_img_size:
-            expected = "x".join(map(str, self.img_size))
-            raise ValueError(
-                f"the image is {h}x{w} pixels, this model was built for img_size={expected}; "
-                "resize the image, or build the model with dynamic_img_size=True"
-            )
-
-    def position_table(self, image: Float[Tensor, "b c h w"]) -> Float[Tensor, "1 n d"]:
-        """The position table for the grid of this image."""
-        grid = token_grid((image.shape[-2], image.shape[-1]))
-        return resize_position_table(self.pos_embed, self.tokens_to_token.grid, grid)
-
-
-def init_weights(module: nn.Module) -> None:
-    """Linear layers: truncated normal of standard deviation 0.02, bias 0. Layer norms start as the identity.
-
-    Source:  authors' code
-    """
-    if isinstance(module, nn.Linear):
-        nn.init.trunc_normal_(module.weight, std=0.02)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
+    def token_grid(self, size: tuple[int, int]) -> tuple[int, int]:
+        """(rows, columns) of the tokens of an image of (h, w) pixels."""
+        return token_grid(size)

@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass
 
 from t2t_ref.t2t_vit import T2TViT
 from t2t_ref.tokens_to_token import check_known
+from t2t_ref.vit import ViT
 
 
 @dataclass(frozen=True)
@@ -17,7 +18,18 @@ class Variant:
     tokens_type: str = "performer"
 
 
-VARIANTS = {
+@dataclass(frozen=True)
+class ViTVariant:
+    """The same for plain vision transformers. Field names are arguments of :class:`ViT`."""
+
+    embed_dim: int
+    depth: int
+    num_heads: int
+    mlp_ratio: float
+    qkv_bias: bool = True
+
+
+VARIANTS: dict[str, Variant | ViTVariant] = {
     # paper, Table 1 and Table 4; the paper prints depth 8 for T2T-ViT-7, code and weights have 7
     "t2t_vit_7": Variant(embed_dim=256, depth=7, num_heads=4, mlp_ratio=2.0),
     "t2t_vit_10": Variant(embed_dim=256, depth=10, num_heads=4, mlp_ratio=2.0),
@@ -34,6 +46,11 @@ VARIANTS = {
     # Table 6: more heads; shallow and wide (depth 4 by its parameter count, where the table prints 14)
     "t2t_vit_14_resnext": Variant(embed_dim=384, depth=14, num_heads=32, mlp_ratio=3.0),
     "t2t_vit_14_wide": Variant(embed_dim=768, depth=4, num_heads=12, mlp_ratio=3.0),
+    # the ViTs of Tables 1 and 2; the paper prints width 786 for ViT-S/16, its parameter count is that of 768
+    "vit_small_patch16": ViTVariant(embed_dim=768, depth=8, num_heads=8, mlp_ratio=3.0, qkv_bias=False),
+    "vit_base_patch16": ViTVariant(embed_dim=768, depth=12, num_heads=12, mlp_ratio=4.0),
+    "vit_large_patch16": ViTVariant(embed_dim=1024, depth=24, num_heads=16, mlp_ratio=4.0),
+    "deit_small_patch16": ViTVariant(embed_dim=384, depth=12, num_heads=6, mlp_ratio=4.0),
 }
 
 
@@ -55,12 +72,12 @@ def create_model(
     qk_scale: float | None = None,
     dynamic_img_size: bool = False,
     **overrides,
-) -> T2TViT:
+) -> T2TViT | ViT:
     """Build a variant by name, with fresh weights.
 
-    Units:   ``overrides`` are further arguments of :class:`T2TViT`, such as depth or performer_epsilon
+    Units:   ``overrides`` are further arguments of :class:`T2TViT` or :class:`ViT`, such as depth
     Raises:  ValueError for an unknown name, with the nearest ones; ValueError for pretrained=True, which this
-             version cannot serve yet; TypeError for an argument that T2TViT does not have
+             version cannot serve yet; TypeError for an argument that the model does not have
     Source:  names are the authors'
     """
     check_known("model", name, list_models())
@@ -79,4 +96,5 @@ def create_model(
         qk_scale=qk_scale,
         dynamic_img_size=dynamic_img_size,
     )
-    return T2TViT(**(arguments | overrides))
+    model = T2TViT if isinstance(VARIANTS[name], Variant) else ViT
+    return model(**(arguments | overrides))

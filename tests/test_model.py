@@ -156,6 +156,10 @@ PAPER_COUNTS = {  # every parameter, frozen ones included
     "t2t_vit_c_14": 21_421_992,
     "t2t_vit_14_resnext": 21_545_550,
     "t2t_vit_14_wide": 25_156_302,
+    "vit_small_patch16": 48_754_408,
+    "vit_base_patch16": 86_567_656,
+    "vit_large_patch16": 304_326_632,
+    "deit_small_patch16": 22_050_664,
 }
 
 
