@@ -45,7 +45,7 @@ def resize_position_table(
         )
     if tuple(grid) == tuple(new_grid):
         return table
-    dtype = torch.promote_types(table.dtype, torch.float32)  # half precision would round twice
+    dtype = torch.promote_types(table.dtype, torch.float32)  # mix in float32, round once at the end
     cls_row, rest = table[:, :1], table[:, 1:]
     image = rearrange(rest.to(dtype), "one (h w) d -> one d h w", h=rows)
     image = F.interpolate(image, size=tuple(new_grid), mode="bicubic", align_corners=False)

@@ -68,16 +68,17 @@ def performer_attention(
     directions: Float[Tensor, "m e"],
     epsilon: float = 1e-8,
 ) -> Float[Tensor, "b n e"]:
-    """The same function as :func:`plain_performer_attention`, finite at any scale of its inputs.
+    """The same function as :func:`plain_performer_attention`, finite at any scale that a network will meet.
 
-    Each feature summarises the values by a softmax over the tokens; each query mixes the m summaries by a
+    Each feature takes a mean of the values, weighted by a softmax over the tokens; each query mixes the m means by a
     softmax over the features. The denominator D survives only in the factor D / (D + epsilon), which is a
     sigmoid of ln D - ln epsilon.
 
     Shapes:  queries, keys, values  b n e
              directions             m e
              return                 b n e
-    Units:   at least float32 inside, also under autocast; returns the dtype of ``values``
+    Units:   at least float32 inside, also under autocast; returns the dtype of ``values``. Finite as long as
+             |x|^2 is, that is up to queries and keys of length 1e18 in float32
     Source:  the algebra is chapter 5's; the function is the authors', epsilon included
     """
     dtype = torch.promote_types(values.dtype, torch.float32)
@@ -87,9 +88,9 @@ def performer_attention(
         log_keys = log_features(keys.to(dtype), directions)
 
         token_weights = log_keys.softmax(dim=1)  # for each feature, over the tokens
-        summaries = einsum(token_weights, values.to(dtype), "b n m, b n e -> b m e")
-        log_terms = log_queries + log_keys.logsumexp(dim=1, keepdim=True)  # ln of the m terms of D, times m
-        mixed = einsum(log_terms.softmax(dim=-1), summaries, "b n m, b m e -> b n e")
+        means = einsum(token_weights, values.to(dtype), "b n m, b n e -> b m e")
+        log_terms = log_queries + log_keys.logsumexp(dim=1, keepdim=True)  # D is the mean of their exponentials
+        mixed = einsum(log_terms.softmax(dim=-1), means, "b n m, b m e -> b n e")
         if epsilon > 0:
             log_denominators = log_terms.logsumexp(dim=-1, keepdim=True) - math.log(directions.shape[0])
             mixed = mixed * torch.sigmoid(log_denominators - math.log(epsilon))
