@@ -1,0 +1,181 @@
+"""The soft-split explorer: a picture, and a window to be moved over it by hand (chapters 3 and 6).
+
+The page itself is soft_split_explorer.html: plain JavaScript that loads nothing. This module puts the picture and the
+start values into it.
+"""
+
+import base64
+import html
+import json
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import torch
+from einops import rearrange, reduce
+from jaxtyping import Bool, Float, UInt8
+from torch import Tensor
+
+from t2t_ref.soft_split import grid_size
+from t2t_ref.tokens_to_token import SPLITS, token_grid
+
+MODES = ("one", "three")
+SIDES = (8, 64)  # the smallest and the largest picture, in pixels
+MAX_STRIDE, MAX_PADDING, MORE_KERNEL = 16, 8, 4  # ends of the sliders; the kernel may outgrow the picture by 4
+WIDE, TALL = 680, 1250  # heights of the frame in pixels: columns from 660 pixels of width on, else one below the other
+
+
+@dataclass(frozen=True)
+class Widget:
+    """An HTML page in a frame of its own, and what it shows in words."""
+
+    title: str
+    page: str
+    description: str
+
+    def _repr_html_(self) -> str:
+        # everything is escaped, < and > too: Sphinx's search index then takes the frame for one tag and skips it
+        return (
+            f'<div style="container-type: inline-size"><iframe title="{html.escape(self.title)}" '
+            f'sandbox="allow-scripts" loading="lazy" width="100%" height="{WIDE}" '
+            f'style="display: block; border: 0; border-radius: 8px; '
+            f'height: clamp({WIDE}px, (660px - 100cqw) * 9999, {TALL}px)" '
+            f'srcdoc="{escape(self.page)}"></iframe></div>'
+        )
+
+    def __repr__(self) -> str:
+        return self.description
+
+
+def soft_split_explorer(
+    image=None,
+    *,
+    mode: str = "one",
+    kernel: int = 7,
+    stride: int = 4,
+    padding: int = 2,
+    token: int | None = None,
+) -> Widget:
+    """A widget that shows which pixels a token is made of.
+
+    Mode "one": one soft split whose kernel, stride and padding can be moved. Mode "three": the three splits of the
+    model, and what a final token grew from. The reader can change from one to the other.
+
+    Shapes:  image   c h w or 1 c h w, c = 3 (red, green, blue); None for a drawn picture
+    Units:   image between 0 and 1, each side 8 to 64 pixels; kernel, stride and padding are pixels of ``image``;
+             token is the number of the token shown first, row by row from 0 (None: one in the middle)
+    Raises:  ValueError for another kind of image, an unknown mode, a start value out of range
+    Source:  paper, Sec. 3.1 and Fig. 3; the receptive field of 31 pixels at stride 16 follows from ``SPLITS``
+    """
+    if mode not in MODES:
+        raise ValueError(f"unknown mode {mode!r}: known are {', '.join(MODES)}")
+    pictures = [drawn_picture(32), drawn_picture(64)] if image is None else [one_picture(image)]
+    h, w = (pictures[-1] if mode == "three" else pictures[0]).shape[-2:]
+    limits = {"kernel": min(pictures[0].shape[-2:]) + MORE_KERNEL, "stride": MAX_STRIDE, "padding": MAX_PADDING}
+    check_range("kernel", kernel, 1, limits["kernel"])
+    check_range("stride", stride, 1, limits["stride"])
+    check_range("padding", padding, 0, limits["padding"])
+
+    try:
+        rows, columns = token_grid((h, w)) if mode == "three" else grid_size((h, w), kernel, stride, padding)
+    except ValueError as error:  # the page says it in words, too
+        rows, columns, token, seen = 1, 1, 0, str(error)
+    else:
+        token = (rows - 1) // 2 * columns + (columns - 1) // 2 if token is None else token
+        check_range("token", token, 0, rows * columns - 1)
+        row, column = divmod(token, columns)
+        splits = SPLITS if mode == "three" else ((kernel, stride, padding),)
+        seen = (
+            f"{rows} x {columns} = {rows * columns} tokens; token {token} (row {row}, column {column}) is made of "
+            f"pixel rows {span(row, h, splits)} and columns {span(column, w, splits)}"
+        )
+    how = "the model's three splits" if mode == "three" else f"kernel {kernel}, stride {stride}, padding {padding}"
+    description = f"Soft-split explorer: {h} x {w} pixels, {how}: {seen}"
+
+    start = {"mode": mode, "kernel": kernel, "stride": stride, "padding": padding, "token": token}
+    start |= {"limits": limits, "splits": SPLITS}
+    start["pictures"] = [
+        {"height": p.shape[-2], "width": p.shape[-1], "bytes": base64.b64encode(pixel_bytes(p)).decode()}
+        for p in pictures
+    ]
+    page = template().replace(">START<", f">{json.dumps(start)}<").replace(">DESCRIPTION<", f">{description}<")
+    return Widget("Soft-split explorer: move a token over a picture", page, description)
+
+
+def span(index: int, size: int, splits: tuple[tuple[int, int, int], ...]) -> str:
+    """The pixels along one side, inside the picture, that a token after these splits is made of: "2 to 32"."""
+    sides = [size]
+    for kernel, stride, padding in splits:
+        sides.append((sides[-1] + 2 * padding - kernel) // stride + 1)
+    first = last = index
+    for (kernel, stride, padding), side in zip(reversed(splits), reversed(sides[:-1]), strict=True):
+        first, last = max(first * stride - padding, 0), min(last * stride - padding + kernel, side) - 1
+    return f"{first} to {last}" if first <= last else "of padding only"
+
+
+def one_picture(image) -> Float[Tensor, "3 h w"]:
+    """The one picture of 3 h w or 1 3 h w, once it is clear that it can be shown. ValueError if it cannot."""
+    expected = "expected a float tensor of shape (3, h, w) or (1, 3, h, w) with values between 0 and 1"
+    if not isinstance(image, Tensor):
+        raise ValueError(f"found {type(image).__name__}, {expected}")
+    if not image.is_floating_point():
+        raise ValueError(f"found values of type {image.dtype}, {expected}")
+    shape = tuple(image.shape)
+    if shape[:-2] not in ((3,), (1, 3)):
+        raise ValueError(f"found an image of shape {shape}, {expected}")
+    if not SIDES[0] <= min(shape[-2:]) <= max(shape[-2:]) <= SIDES[1]:
+        raise ValueError(f"found an image of {shape[-2]}x{shape[-1]} pixels, expected {SIDES[0]} to {SIDES[1]} a side")
+    low, high = image.min().item(), image.max().item()
+    if not 0 <= low <= high <= 1:  # also refuses NaN
+        raise ValueError(f"found values from {low:.3g} to {high:.3g}, {expected}; is the picture normalised already?")
+    return image if image.ndim == 3 else rearrange(image, "1 c h w -> c h w")
+
+
+def check_range(name: str, value: int, low: int, high: int) -> None:
+    if not low <= value <= high:
+        raise ValueError(f"{name} is {value}, expected {low} to {high}")
+
+
+def pixel_bytes(image: Float[Tensor, "3 h w"]) -> bytes:
+    """The picture as bytes in (row, column, channel) order, as a canvas wants it."""
+    pixels: UInt8[Tensor, hwc] = rearrange((image.detach().cpu().float() * 255).round().byte(), "c h w -> (h w c)")
+    return bytes(pixels.tolist())
+
+
+def drawn_picture(side: int) -> Float[Tensor, "3 h w"]:
+    """A house on a hill, drawn in whole numbers, so that every machine draws the same bytes.
+
+    Shapes:  return  3 h w, h = w = side
+    Units:   side is pixels; the result is between 0 and 1
+    """
+    fine = 4 * side  # 16 samples a pixel; below, y and x run from 0 to 64
+    y = (torch.arange(fine).float() + 0.5) * 64 / fine
+    y, x = torch.meshgrid(y, y, indexing="ij")
+    shapes: list[tuple[tuple[int, int, int], Bool[Tensor, "h w"]]] = [
+        ((126, 182, 224), y >= 0),  # sky
+        ((158, 204, 234), y > 14),
+        ((190, 222, 242), y > 26),
+        ((250, 214, 92), (y - 12) ** 2 + (x - 50) ** 2 < 49),  # sun
+        ((112, 142, 104), (y - 62) ** 2 + (x - 50) ** 2 < 900),  # hills
+        ((132, 170, 98), (y - 96) ** 2 + (x - 22) ** 2 < 3136),
+        ((104, 78, 58), (abs(x - 50) < 1.5) & (y > 38) & (y < 52)),  # tree
+        ((62, 110, 74), (y - 34) ** 2 + (x - 50) ** 2 < 50),
+        ((240, 230, 210), (abs(x - 22) < 10) & (y > 28) & (y < 48)),  # house
+        ((168, 66, 58), (y > 16) & (y < 28) & (abs(x - 22) < y - 15)),
+        ((92, 70, 62), (abs(x - 26) < 2.5) & (y > 37) & (y < 48)),
+        ((86, 120, 150), (abs(x - 17) < 3) & (abs(y - 35) < 3)),
+    ]
+    canvas = torch.zeros(3, fine, fine, dtype=torch.int64)
+    for colour, mask in shapes:
+        canvas = torch.where(mask, rearrange(torch.tensor(colour), "c -> c 1 1"), canvas)
+    return reduce(canvas, "c (h i) (w j) -> c h w", "sum", i=4, j=4).div(16, rounding_mode="floor").float() / 255
+
+
+@cache
+def template() -> str:
+    return Path(__file__).with_name("soft_split_explorer.html").read_text(encoding="utf-8")
+
+
+def escape(page: str) -> str:
+    """Text for an attribute in double quotes."""
+    return html.escape(page, quote=False).replace('"', "&quot;")
