@@ -123,13 +123,14 @@ def test_chapters_and_notebooks_agree():
         (lambda text: text.replace("1 + 1", "1 + 2"), "differs from 01-a.md"),
         (lambda text: text + "\n```{note}\nhello\n```\n", "a ``` directive"),
         (lambda text: text + "\nsee {ref}`there`\n", "a {role}"),
+        (lambda text: text + "\n$$a \\\\ b \\tag{1}$$\n", "a numbered equation of several lines"),
     ],
 )
 def test_drift_is_found(project, change, complaint):
     assert list(nb.problems(project)) == []
     source = project / "book" / "01-a.md"
     source.write_text(change(source.read_text()))
-    if "{" in complaint or "directive" in complaint:  # bring the notebook into step, so that only the syntax is wrong
+    if "differs" not in complaint:  # bring the notebook into step, so that only the syntax is wrong
         nb.write(nb.merged(source, project / "notebooks" / "01-a.ipynb"), project / "notebooks" / "01-a.ipynb")
     assert complaint in "\n".join(nb.problems(project))
 
