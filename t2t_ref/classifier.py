@@ -1,6 +1,8 @@
 """What T2TViT and ViT share: a class token, blocks, a norm, a head, and the methods that timm's models have."""
 
+import inspect
 from collections.abc import Sequence
+from contextlib import suppress
 
 from einops import rearrange
 from jaxtyping import Float
@@ -33,6 +35,15 @@ class TokenClassifier(nn.Module):
     dynamic_img_size: bool
     embed_dim: int
     num_classes: int
+    arguments: dict  # those it was built with, defaults included: save_checkpoint writes them down
+
+    def __new__(cls, *args, **kwargs):
+        model = super().__new__(cls)
+        with suppress(TypeError):  # a wrong argument: __init__ says so, in its own words
+            bound = inspect.signature(cls.__init__).bind(model, *args, **kwargs)
+            bound.apply_defaults()
+            model.arguments = {name: value for name, value in bound.arguments.items() if name != "self"}
+        return model
 
     def forward(self, image: Float[Tensor, "b c h w"]) -> Float[Tensor, "b classes"]:
         return self.forward_head(self.forward_features(image))
@@ -129,3 +140,29 @@ class TokenClassifier(nn.Module):
         """The position table for the grid of this image: the trained one, resized if the image is not of img_size."""
         grid = self.token_grid((image.shape[-2], image.shape[-1]))
         return resize_position_table(self.pos_embed, self.grid, grid)
+
+    @classmethod
+    def from_pretrained(cls, source, **options) -> "TokenClassifier":
+        """A model from the Hugging Face hub ("owner/name"), or from a folder that :meth:`save_pretrained` wrote.
+
+        ``options`` are those of huggingface_hub's mixin (revision, token, ...) and arguments of the model that shall
+        differ, such as num_classes. ImportError, with the remedy, if huggingface_hub is not installed.
+        """
+        from t2t_ref.checkpoints import hub_form
+
+        model = hub_form().from_pretrained(source, **options)
+        if not isinstance(model, cls):
+            raise ValueError(f"{source} holds a {type(model).__name__}, expected a {cls.__name__}")
+        return model
+
+    def save_pretrained(self, folder, **options) -> None:
+        """Write model.safetensors, config.json and a model card into a folder, as huggingface_hub's mixin does."""
+        from t2t_ref.checkpoints import arguments_of, hub_form
+
+        hub_form()(self).save_pretrained(folder, config=arguments_of(self), **options)
+
+    def push_to_hub(self, repo_id: str, **options) -> str:
+        """Upload what :meth:`save_pretrained` writes, by huggingface_hub's mixin and with its options. The address."""
+        from t2t_ref.checkpoints import arguments_of, hub_form
+
+        return hub_form()(self).push_to_hub(repo_id, config=arguments_of(self), **options)

@@ -1,6 +1,8 @@
 """A photograph made ready for the model, as the authors evaluate (chapter 1)."""
 
 import os
+from functools import cache
+from pathlib import Path
 
 import torch
 from einops import rearrange
@@ -15,7 +17,8 @@ CROP_FRACTION = 0.9  # the authors' crop_pct: the crop's side as a share of the 
 def preprocess(image, img_size: int | tuple[int, int] = 224) -> Float[Tensor, "1 3 h w"]:
     """Resize, crop the centre, normalise.
 
-    Shapes:  image   a PIL image, an array of h w or h w c bytes, or the path of an image file
+    Shapes:  image   a PIL image, an array of h w or h w c bytes, or the path of an image file; grey, palette, CMYK,
+                     16-bit grey and RGBA (whose alpha is dropped) are converted, EXIF rotation is applied
              return  1 3 h w, h and w as in ``img_size``
     Units:   img_size is pixels, an int or (height, width); the result is in standard deviations from ImageNet's mean
     Raises:  ValueError for something that is no image; FileNotFoundError for a path that is not there
@@ -25,16 +28,25 @@ def preprocess(image, img_size: int | tuple[int, int] = 224) -> Float[Tensor, "1
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     if isinstance(image, (str, os.PathLike)):
+        path = os.fspath(image)
         try:
-            image = Image.open(image)
-        except UnidentifiedImageError as error:
-            raise ValueError(f"{os.fspath(image)} is not an image file that Pillow can read") from error
+            image = Image.open(path)
+            image.load()  # a truncated file is found here
+        except FileNotFoundError:
+            raise
+        except (UnidentifiedImageError, OSError, SyntaxError) as error:
+            raise ValueError(f"{path} is not an image file that Pillow can read: {error}") from error
     elif isinstance(image, np.ndarray):
+        if image.dtype not in (np.uint8, np.uint16) or image.ndim not in (2, 3):
+            raise ValueError(f"expected an array of bytes, h w or h w c, found {image.dtype} of shape {image.shape}")
         image = Image.fromarray(image)
     if not isinstance(image, Image.Image):
         raise ValueError(f"expected a PIL image, an array or a path, found {type(image).__name__}")
 
-    image = ImageOps.exif_transpose(image).convert("RGB")
+    image = ImageOps.exif_transpose(image)  # cameras store a turned picture and say so in a tag
+    if image.mode.startswith("I"):  # 16 bits of grey, which convert("RGB") would cut off at 255
+        image = Image.fromarray((np.asarray(image) / 257).round().clip(0, 255).astype("uint8"))
+    image = image.convert("RGB")
     height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
     # the smallest size, in the image's own proportions, that covers the crop and its margin
     rows, columns = int(height / CROP_FRACTION), int(width / CROP_FRACTION)
@@ -49,3 +61,10 @@ def preprocess(image, img_size: int | tuple[int, int] = 224) -> Float[Tensor, "1
     pixels = torch.from_numpy(np.array(image)).float() / 255
     normalised = (pixels - torch.tensor(IMAGENET_MEAN)) / torch.tensor(IMAGENET_STD)
     return rearrange(normalised, "h w c -> 1 c h w")
+
+
+@cache
+def imagenet_class_names() -> tuple[str, ...]:
+    """The 1000 classes of ImageNet-1k in the order of the logits, in short English names."""
+    text = Path(__file__).with_name("imagenet_classes.txt").read_text(encoding="utf-8")
+    return tuple(text.splitlines())

@@ -98,7 +98,7 @@ class ViT(TokenClassifier):
         """Image to the tokens that enter the first block; n counts the class token, which is row 0."""
         self.check_image(image)
         tokens = self.patch_embed(image)
-        cls_tokens = repeat(self.cls_token, "1 1 d -> b 1 d", b=len(tokens))
+        cls_tokens = repeat(self.cls_token, "1 1 d -> b 1 d", b=tokens.shape[0])
         tokens = torch.cat([cls_tokens, tokens], dim=1)
         return self.pos_drop(tokens + self.position_table(image))
 

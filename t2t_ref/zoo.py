@@ -73,19 +73,32 @@ def create_model(
     dynamic_img_size: bool = False,
     **overrides,
 ) -> T2TViT | ViT:
-    """Build a variant by name, with fresh weights.
+    """Build a variant by name, with fresh weights or with the released ones.
+
+    With ``pretrained=True`` the file of :func:`released_weights` is downloaded once, into torch.hub's cache, and read
+    by :func:`load_checkpoint`: with another number of classes the head stays fresh, for another image size the
+    position table is resized. For t2t_vit_14 at 384 pixels it is the file trained at 384.
 
     Units:   ``overrides`` are further arguments of :class:`T2TViT` or :class:`ViT`, such as depth
-    Raises:  ValueError for an unknown name, with the nearest ones; ValueError for pretrained=True, which this
-             version cannot serve yet; TypeError for an argument that the model does not have
+    Raises:  ValueError for an unknown name, with the nearest ones; TypeError for an argument that the model does not
+             have; with pretrained=True, ValueError for a variant without released weights and for arguments that they
+             do not fit, ConnectionError without a network, which says where to put the file
     Source:  names are the authors'
     """
     check_known("model", name, list_models())
     if pretrained:
-        raise ValueError(
-            f"pretrained=True: this version of t2t_ref cannot fetch released weights for {name!r} yet; "
-            "download the file, then model.load_state_dict(...) with its 'state_dict_ema' entry"
-        )
+        # not at the top: that module reads VARIANTS
+        from t2t_ref.checkpoints import load_checkpoint
+        from t2t_ref.released import released_file
+
+        released = released_file(name, img_size)
+        # these two change the function and no shape, so that load_checkpoint could not notice
+        if qk_scale is not None or overrides.get("num_heads", VARIANTS[name].num_heads) != VARIANTS[name].num_heads:
+            raise ValueError(
+                f"the released weights of {name!r} need qk_scale=None, which is head_dim ** -0.5, and "
+                f"num_heads={VARIANTS[name].num_heads}; found qk_scale={qk_scale}, "
+                f"num_heads={overrides.get('num_heads', VARIANTS[name].num_heads)}"
+            )
     arguments = asdict(VARIANTS[name]) | dict(
         num_classes=num_classes,
         img_size=img_size,
@@ -96,5 +109,8 @@ def create_model(
         qk_scale=qk_scale,
         dynamic_img_size=dynamic_img_size,
     )
-    model = T2TViT if isinstance(VARIANTS[name], Variant) else ViT
-    return model(**(arguments | overrides))
+    model_class = T2TViT if isinstance(VARIANTS[name], Variant) else ViT
+    model = model_class(**(arguments | overrides))
+    if pretrained:
+        load_checkpoint(model, released.url)
+    return model

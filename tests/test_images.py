@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from t2t_ref import preprocess
+from t2t_ref import imagenet_class_names, preprocess
 
 GREY = (torch.full((3, 1, 1), 128 / 255) - torch.tensor([[[0.485]], [[0.456]], [[0.406]]])) / torch.tensor(
     [[[0.229]], [[0.224]], [[0.225]]]
@@ -33,6 +33,24 @@ def test_the_crop_is_the_centre_of_the_resized_image():
     assert out[:108].max() < -1.9 and out[116:].min() > 1.9
 
 
+def test_sixteen_bits_of_grey():
+    grey = np.full((40, 60), 128 * 257, np.uint16)
+    out = preprocess(grey, 32)
+    torch.testing.assert_close(out[0], GREY.expand(3, 32, 32), atol=0.02, rtol=0)
+
+
+def test_exif_rotation(tmp_path):
+    """A camera held upright stores a lying picture and a tag. The left half is white once it is turned."""
+    pixels = np.zeros((40, 60, 3), np.uint8)
+    pixels[20:] = 255  # below: to the left after a turn by 90 degrees clockwise
+    picture = Image.fromarray(pixels)
+    exif = picture.getexif()
+    exif[0x0112] = 6  # turn clockwise to view
+    picture.save(tmp_path / "turned.png", exif=exif)
+    out = preprocess(tmp_path / "turned.png", 32)[0, 0]
+    assert out[:, :14].min() > 1.9 and out[:, 18:].max() < -1.9
+
+
 def test_not_square_sizes():
     assert preprocess(Image.new("RGB", (640, 480)), (96, 224)).shape == (1, 3, 96, 224)
 
@@ -43,7 +61,19 @@ def test_paths_and_refusals(tmp_path):
     (tmp_path / "b.png").write_text("<html>not found</html>")
     with pytest.raises(ValueError, match="b.png is not an image file"):
         preprocess(tmp_path / "b.png")
+    truncated = (tmp_path / "a.png").read_bytes()[:-40]
+    (tmp_path / "d.png").write_bytes(truncated)
+    with pytest.raises(ValueError, match="d.png is not an image file that Pillow can read"):
+        preprocess(tmp_path / "d.png")
+    with pytest.raises(ValueError, match=r"expected an array of bytes, h w or h w c, found float64 of shape \(4, 4\)"):
+        preprocess(np.zeros((4, 4)))
     with pytest.raises(FileNotFoundError):
         preprocess(tmp_path / "c.png")
     with pytest.raises(ValueError, match="found list"):
         preprocess([1, 2])
+
+
+def test_class_names():
+    names = imagenet_class_names()
+    assert len(names) == 1000
+    assert names[0] == "tench" and names[207] == "golden retriever" and names[652] == "military uniform"

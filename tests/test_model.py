@@ -3,6 +3,7 @@
 import pickle
 import subprocess
 import sys
+import urllib.error
 
 import pytest
 import torch
@@ -90,9 +91,19 @@ def test_an_image_without_batch_axis_is_refused():
     assert "ValueError: expected an image of shape (b, c, h, w), found (3, 224, 224)" in done.stderr
 
 
-def test_pretrained_explains_itself():
-    with pytest.raises(ValueError, match="released weights for 't2t_vit_14'"):
+def test_pretrained_explains_itself(tmp_path, monkeypatch):
+    """Without a network: what was wanted, where it may be put, and nothing half done."""
+
+    def no_network(request):
+        raise urllib.error.URLError("no route to host")
+
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr(torch.hub, "urlopen", no_network)
+    cached = tmp_path / "checkpoints" / "81.5_T2T_ViT_14.pth.tar"
+    with pytest.raises(ConnectionError, match="main/81.5_T2T_ViT_14.pth.tar: no route to host") as caught:
         create_model("t2t_vit_14", pretrained=True)
+    assert f"then put it at {cached}, or give its path to load_checkpoint(model, path)" in str(caught.value)
+    assert list(cached.parent.iterdir()) == []
 
 
 def test_arguments_reach_the_model():

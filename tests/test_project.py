@@ -279,7 +279,12 @@ def test_importing_the_package_is_light():
 def test_bounds_are_loose_and_pins_are_exact():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert all(">=" in bound and "==" not in bound for bound in project["dependencies"])
-    assert {bound.split(">=")[0] for bound in project["dependencies"]} == {"torch", "einops", "jaxtyping"}
+    assert {bound.split(">=")[0] for bound in project["dependencies"]} == {
+        "torch",
+        "einops",
+        "jaxtyping",
+        "safetensors",
+    }
     assert {"book", "train"} <= set(project["optional-dependencies"])
     wanted = [line.split("#")[0].strip() for line in (ROOT / "requirements.txt").read_text().splitlines()]
     pins = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().split())
