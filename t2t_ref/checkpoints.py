@@ -136,7 +136,7 @@ def load_checkpoint(
              cannot be reached
     """
     if isinstance(source, Mapping):
-        content, recorded, origin = source, {}, "a mapping"
+        content, recorded, origin = source, {}, "the mapping"
     else:
         content, recorded = open_source(source, progress)
         origin = os.fspath(source)
