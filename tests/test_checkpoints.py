@@ -363,7 +363,7 @@ def test_entries_that_cannot_be_copied_leave_the_model_alone(trained, spoiled):
 
 @pytest.mark.parametrize("content", [{}, {"epoch": 3, "acc": 98.3}, {"state_dict": {}, "epoch": 3}, {"net": {"a": 1}}])
 def test_a_dict_without_weights_is_refused(content, tmp_path):
-    refuses(tiny(), content, ValueError, "a mapping holds no weights: found")
+    refuses(tiny(), content, ValueError, "the mapping holds no weights: found")
     torch.save(content, tmp_path / "a.pth")
     refuses(tiny(), tmp_path / "a.pth", ValueError, "a.pth holds no weights: found")
 
