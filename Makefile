@@ -22,7 +22,7 @@ export OMP_NUM_THREADS ?= 1
 
 book: .venv/.done
 	$(BIN)/python tools/nb.py check
-	$(BIN)/jupyter-book build . -W -n --keep-going
+	$(BIN)/jupyter-book build . --all -W -n --keep-going
 
 test: .venv/.done
 	$(BIN)/python -m pytest --nbval
