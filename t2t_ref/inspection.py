@@ -1,19 +1,24 @@
-"""Looking inside a model: shapes, parameters, multiply-accumulates, attention maps."""
+"""Looking inside a model: shapes, parameters, multiply-accumulates, inner features, attention maps."""
 
+import fnmatch
 import html
+import math
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
-from einops import einsum
+from einops import einsum, rearrange, reduce
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from t2t_ref.backbone import Attention, DropPath
+from t2t_ref.token_performer import TokenPerformer, log_features, without_autocast
+from t2t_ref.token_transformer import TokenTransformer
+from t2t_ref.tokens_to_token import check_known, restructure
 
 DEFAULT_AXES = {1: "d", 2: "b d", 3: "b n d", 4: "b c h w"}  # for modules without annotations, by number of axes
 QUIET = (nn.Identity, nn.Dropout, DropPath)  # change no shape: only what reaches them is of interest
@@ -233,4 +238,144 @@ def attention_maps(model: nn.Module, image: Float[Tensor, "b c h w"]) -> list[Fl
     finally:
         for handle in hooks:
             handle.remove()
+    return maps
+
+
+@contextmanager
+def tap(model: nn.Module, names: str | Sequence[str]):
+    """Write down inner tensors of any model while it runs: ``with tap(model, "blocks.*") as seen: model(image)``.
+
+    A name is that of a module and means what it returns. ``"into NAME"`` means what it is given, ``"blocks.*"`` every
+    module of that pattern (a star stands for one part between dots). :func:`shape_table` shows the names.
+
+    Shapes:  return  a dict from name to a copy of the tensor, in the order of the run; filled by the model's own run.
+                     A module that runs more than once leaves its last; what is no tensor is kept as it is.
+    Raises:  ValueError for a name that fits no module
+    """
+    names = [names] if isinstance(names, str) else list(names)
+    modules = {name: module for name, module in model.named_modules() if name}
+    seen: dict[str, Tensor] = {}
+
+    def keep(name: str, value: object) -> None:
+        seen.pop(name, None)  # so that the last run also stands last
+        # a copy: layers that work in place, such as ReLU(inplace=True), would change it under our eyes
+        seen[name] = value.clone() if isinstance(value, Tensor) else value
+
+    hooks = []
+    try:
+        for name in names:
+            pattern, into = name.removeprefix("into "), name.startswith("into ")
+            found = [known for known in modules if same_parts(known, pattern)]
+            if not found:
+                check_known("module", pattern, list(modules))
+            for known in found:
+                if into:
+                    hook = lambda module, inputs, known=known: keep(f"into {known}", inputs[0])  # noqa: E731
+                    hooks.append(modules[known].register_forward_pre_hook(hook))
+                else:
+                    hook = lambda module, inputs, output, known=known: keep(known, output)  # noqa: E731
+                    hooks.append(modules[known].register_forward_hook(hook))
+        yield seen
+    finally:
+        for handle in hooks:
+            handle.remove()
+
+
+def same_parts(name: str, pattern: str) -> bool:
+    """Whether a dotted name fits a pattern, part by part."""
+    parts, patterns = name.split("."), pattern.split(".")
+    return len(parts) == len(patterns) and all(map(fnmatch.fnmatchcase, parts, patterns))
+
+
+def token_maps(tokens: Float[Tensor, "b n d"], grid: tuple[int, int]) -> Float[Tensor, "b d h w"]:
+    """Tokens as maps, one for each channel. A class token in front is left out.
+
+    Shapes:  tokens  b n d     n = h w, or 1 + h w with a class token
+             grid    (h, w), as ``model.token_grid`` gives it
+             return  b d h w
+    Raises:  ValueError if n is neither
+    """
+    rows, columns = grid
+    return restructure(tokens[:, 1:] if tokens.shape[1] == 1 + rows * columns else tokens, grid)
+
+
+def class_token_maps(weights: Float[Tensor, "*lead q k"], grid: tuple[int, int]) -> Float[Tensor, "*lead h w"]:
+    """How much the class token takes from each patch, as a map. What it takes from itself is left out.
+
+    Shapes:  weights  ... q k    attention of one block, b g q k, or a rollout, b q k; token 0 is the class token
+             return   ... h w    rows of the map sum to 1 minus the class token's weight for itself
+    Raises:  ValueError if there are not 1 + h w tokens
+    """
+    rows, columns = grid
+    if weights.shape[-1] != 1 + rows * columns:
+        raise ValueError(f"{weights.shape[-1]} tokens are not a class token and a grid of {rows}x{columns}")
+    return rearrange(weights[..., 0, 1:], "... (h w) -> ... h w", h=rows)
+
+
+def attention_rollout(maps: Sequence[Float[Tensor, "b g q k"]], shortcut: float = 0.5) -> Float[Tensor, "b q k"]:
+    """The attention of all blocks in a row, multiplied up: what would reach token q of the input token k.
+
+    Each block is taken for a mean of its heads, mixed with the identity for its shortcut. Values, MLPs and norms are
+    left out, so this is a story about the model and not the model.
+
+    Shapes:  maps    one b g q k for each block, first block first, as :func:`attention_maps` gives them
+             return  b q k    rows sum to 1
+    Units:   shortcut is the share of the identity, between 0 and 1
+    Raises:  ValueError for no maps, or a share out of range
+    Source:  Abnar and Zuidema 2020, "Quantifying attention flow in transformers"
+    """
+    if not maps or not 0 <= shortcut <= 1:
+        raise ValueError(f"expected at least one map and a share of 0 to 1, found {len(maps)} maps and {shortcut}")
+    rollout = eye = torch.eye(maps[0].shape[-1], dtype=maps[0].dtype, device=maps[0].device)
+    for weights in maps:
+        block = (1 - shortcut) * reduce(weights, "b g q k -> b q k", "mean") + shortcut * eye
+        rollout = block @ rollout
+    return rollout
+
+
+def performer_weights(
+    queries: Float[Tensor, "b n e"],
+    keys: Float[Tensor, "b n e"],
+    directions: Float[Tensor, "m e"],
+    epsilon: float = 1e-8,
+) -> Float[Tensor, "b n k"]:
+    """The n x n weights that :func:`performer_attention` applies and never holds. Quadratic: for small n only.
+
+    Shapes:  queries, keys  b n e
+             directions     m e
+             return         b n k    k = n; weights @ values is the layer's attention; rows sum to D / (D + epsilon)
+    Source:  chapter 5: each query mixes the features, each feature mixes the tokens
+    """
+    dtype = torch.promote_types(queries.dtype, torch.float32)
+    with without_autocast(queries.device.type):
+        directions = directions.to(dtype)
+        log_queries = log_features(queries.to(dtype), directions)
+        log_keys = log_features(keys.to(dtype), directions)
+        log_terms = log_queries + log_keys.logsumexp(dim=1, keepdim=True)
+        weights = einsum(log_terms.softmax(dim=-1), log_keys.softmax(dim=1), "b n m, b k m -> b n k")
+        if epsilon > 0:
+            log_denominators = log_terms.logsumexp(dim=-1, keepdim=True) - math.log(len(directions))
+            weights = weights * torch.sigmoid(log_denominators - math.log(epsilon))
+    return weights
+
+
+def token_attention_maps(model: nn.Module, image: Float[Tensor, "b c h w"]) -> list[Float[Tensor, "b q k"]]:
+    """The attention weights of the T2T layers, exact ones or a performer's implicit ones. For small images.
+
+    Shapes:  image   b c h w
+             return  one b q k for each T2T layer; q and k are windows of its soft split, row by row
+    """
+    layers = {n: m for n, m in model.named_modules() if isinstance(m, TokenPerformer | TokenTransformer)}
+    with eval_without_gradients(model), tap(model, [f"{name}.norm1" for name in layers]) as seen:
+        model(image)
+        maps = []
+        for name, layer in layers.items():
+            tokens = seen[f"{name}.norm1"]
+            if isinstance(layer, TokenPerformer):
+                keys, queries, _ = layer.kqv(tokens).chunk(3, dim=-1)
+                maps.append(performer_weights(queries, keys, layer.w, layer.epsilon))
+            else:
+                queries, keys, _ = layer.attn.qkv(tokens).chunk(3, dim=-1)
+                scores = einsum(queries, keys, "b q e, b k e -> b q k") * layer.attn.scale
+                maps.append(scores.softmax(dim=-1))
     return maps
