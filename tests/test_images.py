@@ -77,3 +77,22 @@ def test_class_names():
     names = imagenet_class_names()
     assert len(names) == 1000
     assert names[0] == "tench" and names[207] == "golden retriever" and names[652] == "military uniform"
+
+
+def test_a_long_strip_costs_no_memory():
+    """Resized as a whole, a strip of one pixel's width would have a million rows. Only its middle is shown."""
+    pixels = np.zeros((20_000, 1, 3), np.uint8)
+    pixels[9_950:10_050] = 128
+    before = Image.Image.resize
+    sizes = []
+
+    def resize(self, size, *arguments, **named):
+        sizes.append(size)
+        return before(self, size, *arguments, **named)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Image.Image, "resize", resize)
+        out = preprocess(pixels)
+        preprocess(np.zeros((1, 20_000, 3), np.uint8), (112, 448))
+    torch.testing.assert_close(out[0], GREY.expand(3, 224, 224), atol=0.02, rtol=0)
+    assert max(max(size) for size in sizes) < 10_000
