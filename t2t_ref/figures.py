@@ -12,24 +12,24 @@ from t2t_ref.zoo import create_model
 # Okabe and Ito's palette: one meaning, one colour, in the whole book
 QUERY, KEY, VALUE, TOKEN, OTHER = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#767676"
 
+STYLE = {
+    "figure.figsize": (6.4, 3.2),
+    "figure.constrained_layout.use": True,
+    "font.size": 10,
+    "axes.titlesize": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "image.cmap": "cividis",
+    "image.interpolation": "nearest",
+}
+
 
 def use_style() -> None:
     """The style of every plot in the book: 6.4 inches wide, 10 pt, sharp on high-resolution screens."""
     from matplotlib_inline.backend_inline import set_matplotlib_formats
 
     set_matplotlib_formats("retina")
-    plt.rcParams.update(
-        {
-            "figure.figsize": (6.4, 3.2),
-            "figure.constrained_layout.use": True,
-            "font.size": 10,
-            "axes.titlesize": 10,
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-            "image.cmap": "cividis",
-            "image.interpolation": "nearest",
-        }
-    )
+    plt.rcParams.update(STYLE)
 
 
 class Svg(str):

@@ -17,7 +17,7 @@ Options = tuple[tuple[str, object], ...]  # arguments by name, as pairs: frozen,
 class Recipe:
     """One training run. The names of the fields are the options of the command line.
 
-    Units:   epochs may be cut anywhere by ``steps_per_epoch``; batch_size is images a process and a step; image sizes
+    Units:   epochs may be cut anywhere by ``updates_per_epoch``; batch_size is images a process and a step; image sizes
              and paddings are pixels; rates and probabilities are from 0 to 1, and 0 switches a thing off
     """
 
@@ -38,7 +38,7 @@ class Recipe:
 
     # length and batch
     epochs: int = 310  # warm-up and cool-down are part of them
-    steps_per_epoch: int = 0  # stop an epoch after so many steps; 0: at the end of the data
+    updates_per_epoch: int = 0  # end an epoch after so many; 0: at the end of the data. Streams need it
     batch_size: int = 64
     accumulate: int = 1  # batches whose gradients are added up for one update
     precision: str = "no"  # "no", "fp16" or "bf16": of automatic mixed precision
@@ -170,7 +170,7 @@ RECIPES = {
         cutmix=1.0,
         pad_crop=16,
         flip=0.5,
-        rand_augment=9,
+        rand_augment=9.0,
         erasing=0.25,
         mean=CIFAR_MEAN,
         std=CIFAR_STD,
@@ -201,7 +201,7 @@ RECIPES = {
         crop_ratio=(3 / 4, 4 / 3),
         flip=0.5,
         train_interpolation="random",
-        rand_augment=9,
+        rand_augment=9.0,
         erasing=0.25,
         crop_pct=0.9,
         mean=IMAGENET_MEAN,

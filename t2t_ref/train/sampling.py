@@ -1,0 +1,112 @@
+"""Which images make up a batch, and where the randomness of a step comes from: functions of the position, no state.
+
+The order of an epoch is a function of (seed, epoch), the draws of a step of (seed, epoch, step, rank), the draws that
+read an image of (seed, epoch, index). So a run that goes on from a saved position needs no state of a generator.
+"""
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
+
+ORDER, SAMPLE, AUGMENT, FORWARD = range(4)  # what a seed is for
+
+
+def mixed(*numbers: int) -> int:
+    """One seed of 64 bits from several small numbers; neighbours give unrelated seeds."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
+
+
+def seed_all(*numbers: int) -> None:
+    """Seed the generators of Python, numpy and torch, all devices included."""
+    seed = mixed(*numbers)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+@contextmanager
+def generators_kept():
+    """Leave the global generators as they were: training inside a notebook does not change what its reader draws."""
+    python, numpy = random.getstate(), np.random.get_state()
+    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    with torch.random.fork_rng(devices):
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)
+
+
+class Reproducible(Dataset):
+    """A data set whose random transforms depend on (seed, epoch, index), not on the worker that reads the image.
+
+    One with ``__getitems__`` is asked for a whole batch, and seeds what it draws itself.
+    """
+
+    def __init__(self, data: Dataset, seed: int, epoch: int):
+        self.data, self.key = data, (SAMPLE, seed, epoch)
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, index: int):
+        seed_all(*self.key, index)
+        return self.data[index]
+
+    def __getitems__(self, indices: list[int]) -> list:
+        fetch = getattr(self.data, "__getitems__", None)
+        return fetch(indices) if fetch else [self[index] for index in indices]
+
+
+def batch_indices(length: int, seed: int, epoch: int, size: int, rank: int, world: int, first: int) -> list[list[int]]:
+    """The indices of the batches of one process, from batch ``first`` on. Incomplete batches are left out.
+
+    The batches of all processes together are those of one process with ``world * size`` images a batch.
+    """
+    order = torch.randperm(length, generator=torch.Generator().manual_seed(mixed(ORDER, seed, epoch))).tolist()
+    starts = range((first * world + rank) * size, length // (world * size) * (world * size), world * size)
+    return [order[start : start + size] for start in starts]
+
+
+def training_batches(
+    data, seed: int, epoch: int, size: int, rank: int, world: int, first: int, workers: int
+) -> Iterator:
+    """Batches of one epoch, from batch ``first`` on. A stream that ends starts again."""
+    if hasattr(data, "set_epoch"):
+        data.set_epoch(epoch)
+    # a loader an epoch: its workers see the epoch that was set, and starting them is cheap beside it
+    options = dict(num_workers=workers, pin_memory=torch.cuda.is_available())
+    if not is_stream(data):
+        indices = batch_indices(len(data), seed, epoch, size, rank, world, first)
+        yield from DataLoader(Reproducible(data, seed, epoch), batch_sampler=indices, **options)
+        return
+    from accelerate.data_loader import IterableDatasetShard
+
+    mine = IterableDatasetShard(data, size, drop_last=True, num_processes=world, process_index=rank)
+    position = 0
+    while True:
+        before = position
+        for batch in DataLoader(mine, batch_size=size, drop_last=True, **options):
+            if position >= first:  # a stream has no index: what was seen before is read again, and left out
+                yield batch
+            position += 1
+        if position == before:
+            raise ValueError(f"the stream holds less than one batch of {size} images for each of {world} processes")
+
+
+def evaluation_batches(data, size: int, rank: int, world: int, workers: int) -> Iterator:
+    """Every image once, in batches; each process has its share."""
+    if not is_stream(data):
+        data = Subset(data, range(rank, len(data), world))
+    elif world > 1:
+        raise ValueError("a stream cannot be evaluated by several processes: give it as a data set with a length")
+    yield from DataLoader(data, batch_size=size, num_workers=workers)
+
+
+def is_stream(data) -> bool:
+    """Whether the data set has no length and no index, only an order."""
+    return isinstance(data, IterableDataset) or not hasattr(data, "__getitem__")
