@@ -33,9 +33,9 @@ from t2t_ref.released import RELEASE
 from t2t_ref.t2t_vit import T2TViT
 from t2t_ref.tokens_to_token import pair
 from t2t_ref.vit import ViT
-from t2t_ref.zoo import VARIANTS, ViTVariant
+from t2t_ref.zoo import DESIGNS, VARIANTS, create_model
 
-CLASSES = {model.__name__: model for model in (T2TViT, ViT)}  # those that load_model may build
+CLASSES = {model.__name__: model for model in (T2TViT, ViT, *DESIGNS.values())}  # those that load_model may build
 HEAD = ("head.weight", "head.bias")
 WEIGHT_ENTRIES = ("state_dict_ema", "state_dict", "net", "model")  # where training scripts put the weights
 WRAPPERS = ("module.", "_orig_mod.", "backbone.")  # DataParallel, torch.compile, mmpretrain
@@ -412,20 +412,26 @@ def complaint(origin: str, weights: dict, problems: dict[str, list[Entry]]) -> l
 
 
 def looks_like(weights: dict) -> list[str]:
-    """Names of the variants that have these weights' sizes."""
-    shapes = {name: tuple(value.shape) for name, value in weights.items() if isinstance(value, Tensor)}
-    depth = len({name.split(".")[1] for name in shapes if re.match(r"blocks\.\d+\.", name)})
-    dim = shapes.get("norm.weight", (0,))[:1]
-    hidden = shapes.get("blocks.0.mlp.fc1.weight", (0,))[:1]
-    kinds = {"kqv": "performer", "attn.qkv": "transformer"}
-    kind = next((kinds[k] for k in kinds if f"tokens_to_token.attention1.{k}.weight" in shapes), "convolution")
-    kind = "vit" if "patch_embed.proj.weight" in shapes else kind
-    return [
-        name
-        for name, v in VARIANTS.items()
-        if (depth, dim, hidden) == (v.depth, (v.embed_dim,), (int(v.embed_dim * v.mlp_ratio),))
-        and kind == ("vit" if isinstance(v, ViTVariant) else v.tokens_type)
-    ]
+    """Names of the variants whose blocks have these weights' names and sizes, behind a front of the same kind."""
+
+    def body(entries: Mapping) -> dict[str, tuple[int, ...]]:
+        shapes = {name: tuple(value.shape) for name, value in entries.items() if isinstance(value, Tensor)}
+        return {name: shape for name, shape in shapes.items() if name.startswith(("blocks.", "norm."))}
+
+    kinds = {
+        "patch_embed.proj": "vit",
+        "tokens_to_token.attention1.kqv": "performer",
+        "tokens_to_token.attention1.attn.qkv": "transformer",
+    }
+    kind = next((kinds[k] for k in kinds if f"{k}.weight" in weights), "convolution")
+    names = []
+    for name, variant in VARIANTS.items():
+        if kind == getattr(variant, "tokens_type", "vit"):
+            with torch.device("meta"):
+                model = create_model(name, num_classes=0)
+            if body(model.state_dict()) == body(weights):
+                names.append(name)
+    return names
 
 
 # ---- saving, and building again

@@ -34,6 +34,7 @@ class TokenClassifier(nn.Module):
     grid: tuple[int, int]  # of the tokens, at img_size
     dynamic_img_size: bool
     embed_dim: int
+    num_features: int  # width after the last block: embed_dim, but in a design that grows
     num_classes: int
     arguments: dict  # those it was built with, defaults included: save_checkpoint writes them down
 
@@ -76,7 +77,8 @@ class TokenClassifier(nn.Module):
         Units:   indices counts blocks from 0, or from the end if negative; an int n means the last n; None means all.
                  norm applies the last norm to each; stop_early skips the blocks after the last one asked for, so it
                  needs intermediates_only.
-        Raises:  ValueError for an index that is not there, an unknown output_fmt, stop_early without intermediates_only
+        Raises:  ValueError for an index that is not there, an unknown output_fmt, stop_early without
+                 intermediates_only, norm=True where a block is not as wide as the last norm (dense design)
         """
         depth = len(self.blocks)
         if isinstance(indices, int):
@@ -97,6 +99,11 @@ class TokenClassifier(nn.Module):
                 break
             tokens = block(tokens)
             if index in wanted:
+                if norm and tokens.shape[-1] != self.num_features:
+                    raise ValueError(
+                        f"the last norm is for {self.num_features} channels, block {index} puts out "
+                        f"{tokens.shape[-1]}: pass norm=False, or indices of the last block alone"
+                    )
                 seen = self.norm(tokens) if norm else tokens
                 prefix, seen = seen[:, :1], seen[:, 1:]
                 if output_fmt == "NCHW":
@@ -117,7 +124,7 @@ class TokenClassifier(nn.Module):
         self.head = nn.Identity()
         if num_classes > 0:
             weight = self.norm.weight
-            self.head = nn.Linear(self.embed_dim, num_classes, device=weight.device, dtype=weight.dtype)
+            self.head = nn.Linear(self.num_features, num_classes, device=weight.device, dtype=weight.dtype)
             init_weights(self.head)
 
     def no_weight_decay(self) -> set[str]:

@@ -24,6 +24,8 @@ class T2TViT(TokenClassifier):
     Source:  paper, Sec. 3 and Fig. 4; ``T2T_ViT`` of the authors' code, with the same state-dict names and numbers
     """
 
+    block_class = Block  # chapter 13 derives models with others
+
     def __init__(
         self,
         img_size: int | tuple[int, int] = 224,
@@ -60,7 +62,7 @@ class T2TViT(TokenClassifier):
         self.pos_drop = nn.Dropout(drop_rate)
         drop_path_rates = torch.linspace(0, drop_path_rate, depth, device="cpu").tolist()
         self.blocks = nn.ModuleList(
-            Block(embed_dim, num_heads, mlp_ratio, qkv_bias, qk_scale, drop_rate, attn_drop_rate, rate)
+            self.block_class(embed_dim, num_heads, mlp_ratio, qkv_bias, qk_scale, drop_rate, attn_drop_rate, rate)
             for rate in drop_path_rates
         )
         self.norm = nn.LayerNorm(embed_dim)

@@ -51,6 +51,8 @@ class ViT(TokenClassifier):
     Source:  Dosovitskiy et al. 2021; state-dict names and layer norms (epsilon 1e-6) as in timm
     """
 
+    block_class = Block  # chapter 13 derives models with others
+
     def __init__(
         self,
         img_size: int | tuple[int, int] = 224,
@@ -81,7 +83,7 @@ class ViT(TokenClassifier):
         self.pos_drop = nn.Dropout(drop_rate)
         drop_path_rates = torch.linspace(0, drop_path_rate, depth, device="cpu").tolist()
         self.blocks = nn.ModuleList(
-            Block(embed_dim, num_heads, mlp_ratio, qkv_bias, qk_scale, drop_rate, attn_drop_rate, rate)
+            self.block_class(embed_dim, num_heads, mlp_ratio, qkv_bias, qk_scale, drop_rate, attn_drop_rate, rate)
             for rate in drop_path_rates
         )
         self.norm = nn.LayerNorm(embed_dim)

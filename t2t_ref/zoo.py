@@ -2,6 +2,7 @@
 
 from dataclasses import asdict, dataclass
 
+from t2t_ref.cnn_designs import DenseT2TViT, DenseViT, GhostT2TViT, GhostViT, SET2TViT, SEViT
 from t2t_ref.t2t_vit import T2TViT
 from t2t_ref.tokens_to_token import check_known
 from t2t_ref.vit import ViT
@@ -29,7 +30,31 @@ class ViTVariant:
     qkv_bias: bool = True
 
 
-VARIANTS: dict[str, Variant | ViTVariant] = {
+@dataclass(frozen=True)
+class DenseVariant:
+    """The same for the dense design. Field names are arguments of :class:`DenseT2TViT`."""
+
+    embed_dim: int
+    depths: tuple[int, ...]
+    growth_rate: int
+    num_heads: int
+    mlp_ratio: float
+    tokens_type: str = "performer"
+
+
+@dataclass(frozen=True)
+class DenseViTVariant:
+    """The same for plain vision transformers of the dense design: arguments of :class:`DenseViT`."""
+
+    embed_dim: int
+    depths: tuple[int, ...]
+    growth_rate: int
+    num_heads: int
+    mlp_ratio: float
+    qkv_bias: bool = False
+
+
+VARIANTS: dict[str, Variant | ViTVariant | DenseVariant | DenseViTVariant] = {
     # paper, Table 1 and Table 4; the paper prints depth 8 for T2T-ViT-7, code and weights have 7
     "t2t_vit_7": Variant(embed_dim=256, depth=7, num_heads=4, mlp_ratio=2.0),
     "t2t_vit_10": Variant(embed_dim=256, depth=10, num_heads=4, mlp_ratio=2.0),
@@ -46,11 +71,36 @@ VARIANTS: dict[str, Variant | ViTVariant] = {
     # Table 6: more heads; shallow and wide (depth 4 by its parameter count, where the table prints 14)
     "t2t_vit_14_resnext": Variant(embed_dim=384, depth=14, num_heads=32, mlp_ratio=3.0),
     "t2t_vit_14_wide": Variant(embed_dim=768, depth=4, num_heads=12, mlp_ratio=3.0),
+    # Table 6: squeeze-and-excitation, dense, ghost (16 blocks in the authors' code, where the table prints 14)
+    "t2t_vit_14_se": Variant(embed_dim=384, depth=14, num_heads=6, mlp_ratio=3.0),
+    "t2t_vit_dense": DenseVariant(embed_dim=128, depths=(3, 6, 6, 4), growth_rate=64, num_heads=8, mlp_ratio=2.0),
+    "t2t_vit_16_ghost": Variant(embed_dim=384, depth=16, num_heads=6, mlp_ratio=3.0),
     # the ViTs of Tables 1 and 2; the paper prints width 786 for ViT-S/16, its parameter count is that of 768
     "vit_small_patch16": ViTVariant(embed_dim=768, depth=8, num_heads=8, mlp_ratio=3.0, qkv_bias=False),
     "vit_base_patch16": ViTVariant(embed_dim=768, depth=12, num_heads=12, mlp_ratio=4.0),
     "vit_large_patch16": ViTVariant(embed_dim=1024, depth=24, num_heads=16, mlp_ratio=4.0),
     "deit_small_patch16": ViTVariant(embed_dim=384, depth=12, num_heads=6, mlp_ratio=4.0),
+    # Table 6 on the side of ViT: the authors left no code, the names are ours. Deep-narrow, shallow-wide, SE, ResNeXt
+    # and ghost are ViT-S/16 with what the table prints; the MLP ratio of shallow-wide is the simple one next to its
+    # parameter count, and so are stages, growth and MLP ratio of dense (chapter 13)
+    "vit_small_patch16_dn": ViTVariant(embed_dim=384, depth=16, num_heads=6, mlp_ratio=3.0, qkv_bias=False),
+    "vit_small_patch16_sw": ViTVariant(embed_dim=1024, depth=4, num_heads=16, mlp_ratio=3.5, qkv_bias=False),
+    "vit_small_patch16_dense": DenseViTVariant(
+        embed_dim=128, depths=(6, 7, 6), growth_rate=64, num_heads=8, mlp_ratio=4.0
+    ),
+    "vit_small_patch16_se": ViTVariant(embed_dim=768, depth=8, num_heads=8, mlp_ratio=3.0, qkv_bias=False),
+    "vit_small_patch16_resnext": ViTVariant(embed_dim=768, depth=8, num_heads=32, mlp_ratio=3.0, qkv_bias=False),
+    "vit_small_patch16_ghost": ViTVariant(embed_dim=768, depth=8, num_heads=8, mlp_ratio=3.0, qkv_bias=False),
+}
+
+# blocks of another design (chapter 13); the other models are T2TViT or ViT
+DESIGNS = {
+    "t2t_vit_14_se": SET2TViT,
+    "t2t_vit_dense": DenseT2TViT,
+    "t2t_vit_16_ghost": GhostT2TViT,
+    "vit_small_patch16_dense": DenseViT,
+    "vit_small_patch16_se": SEViT,
+    "vit_small_patch16_ghost": GhostViT,
 }
 
 
@@ -109,7 +159,7 @@ def create_model(
         qk_scale=qk_scale,
         dynamic_img_size=dynamic_img_size,
     )
-    model_class = T2TViT if isinstance(VARIANTS[name], Variant) else ViT
+    model_class = DESIGNS.get(name, ViT if isinstance(VARIANTS[name], ViTVariant) else T2TViT)
     model = model_class(**(arguments | overrides))
     if pretrained:
         load_checkpoint(model, released.url)

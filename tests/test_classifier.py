@@ -6,15 +6,16 @@ import torch
 from einops import rearrange, reduce
 
 from t2t_ref import T2TViT, ViT, create_model
+from t2t_ref.cnn_designs import GhostT2TViT, SET2TViT
 
 SMALL = dict(embed_dim=48, depth=4, num_heads=3, mlp_ratio=2.0, num_classes=10, img_size=(48, 80))
 GRID = (3, 5)
 
 
-@pytest.fixture(params=[T2TViT, ViT], ids=["T2TViT", "ViT"])
+@pytest.fixture(params=[T2TViT, ViT, SET2TViT, GhostT2TViT], ids=lambda cls: cls.__name__)
 def model(request):
     torch.manual_seed(0)
-    extra = dict(token_dim=16) if request.param is T2TViT else {}
+    extra = {} if request.param is ViT else dict(token_dim=16)
     return request.param(**SMALL, **extra).eval()
 
 

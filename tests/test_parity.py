@@ -25,6 +25,9 @@ MODELS = [
     "t2t_vit_7.kqv025",
     "t2t_vit_14_nc10",
     "t2t_vit_t_14",
+    "t2t_vit_14_se",
+    "t2t_vit_dense",
+    "t2t_vit_16_ghost",
 ]
 
 
