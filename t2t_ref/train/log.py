@@ -1,54 +1,65 @@
 """What a run writes down as it goes: lines of JSON, and a picture of the curve."""
 
 import json
+import logging
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 NAME = "log.jsonl"
+LOGGER = logging.getLogger("t2t_ref")  # what the package has to say, such as images that cannot be read
 
 
 class Log:
-    """Lines of JSON, kept in memory and, with a folder, in log.jsonl.
+    """Lines of JSON, in memory and, with a folder, in log.jsonl.
 
-    Each line has a ``kind``: "run" and "resume" say what is run on what; "step" is the mean since the line before;
-    "epoch" has the numbers of the test set; "end" closes a run, or says why it stopped.
+    Each line has a ``kind``: "run" and "resume" say what is run on what; "step" is the mean since the step before;
+    "epoch" has the numbers of the test set; "warning" repeats one; "end" closes a run, or says why it stopped.
+
+    Units:   ``size`` bytes of an earlier run's log stay, those that its saved state has seen: what came later will
+             come again
     """
 
-    def __init__(self, folder: Path | None = None, keep: int = 0):
-        """``keep`` lines of an earlier run stay: those that its saved state has seen. Later ones will come again."""
+    def __init__(self, folder: Path | None = None, size: int = 0):
         self.lines: list[dict] = []
         self.file = None
         if folder is None:
             return
         path = folder / NAME
-        kept = path.read_bytes().splitlines(keepends=True)[:keep] if keep and path.exists() else []
-        self.lines = [json.loads(line) for line in kept]
-        partial = path.with_suffix(".partial")
-        partial.write_bytes(b"".join(kept))
-        os.replace(partial, path)
+        if path.exists():
+            os.truncate(path, min(size, path.stat().st_size))
+            self.lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
         self.file = open(path, "a", encoding="utf-8")
 
-    def write(self, kind: str, **values) -> dict:
-        """Add a line, and return it."""
+    def write(self, kind: str, **values) -> None:
+        """Add a line."""
         line = {"kind": kind} | values
         self.lines.append(line)
         if self.file:
             self.file.write(json.dumps(line) + "\n")
-            self.file.flush()
-        return line
+            self.file.flush()  # one write to a file open for appending: processes that read images may add lines too
 
-    def sync(self) -> None:
-        """See that the lines are on the disk, before a state is saved that counts on them."""
-        if self.file:
-            os.fsync(self.file.fileno())
+    def sync(self) -> int:
+        """See that the lines are on the disk, before a state is saved that counts on them. Returns their bytes."""
+        os.fsync(self.file.fileno())
+        return os.fstat(self.file.fileno()).st_size
 
     def close(self) -> None:
         if self.file:
             self.file.close()
             self.file = None
 
-    def of_kind(self, kind: str) -> list[dict]:
-        return [line for line in self.lines if line["kind"] == kind]
+
+class WarningsToLog(logging.Handler):
+    """Writes the package's warnings into the log, and shows them."""
+
+    def __init__(self, log: Log, say: Callable[[str], object]):
+        super().__init__(logging.WARNING)
+        self.log, self.say = log, say
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.log.write("warning", message=record.getMessage())
+        self.say(record.getMessage())
 
 
 def draw_curve(lines: list[dict], path: str | os.PathLike | None = None):

@@ -2,10 +2,9 @@
 
 import signal
 import sys
-import threading
 import time
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -14,14 +13,16 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
+from torch.utils.data import IterableDataset
 
 import t2t_ref
 from t2t_ref.checkpoints import load_checkpoint, save_checkpoint
 from t2t_ref.train import sampling
-from t2t_ref.train.log import Log, draw_curve
+from t2t_ref.train.log import LOGGER, Log, WarningsToLog, draw_curve
 from t2t_ref.train.optimizer import WeightAverage, make_optimizer, make_scheduler
 from t2t_ref.train.recipes import Recipe, find_recipe
 from t2t_ref.train.state import CannotStart, check_room, load_state, save_state, states_of
+from t2t_ref.train.stopping import Interrupted, NotFinite, Signals, largest_outputs
 from t2t_ref.zoo import create_model
 
 try:
@@ -36,18 +37,6 @@ except ImportError as error:
 FREE_TO_CHANGE = ("workers", "evaluate_every", "save_every", "save_every_updates", "log_every", "compile")
 SKIPPED_IN_A_ROW = 30  # updates that float16's scaler may skip: from 65536 down to 1 are 16
 WEIGHTS, AVERAGED, CURVE = "weights.safetensors", "weights-ema.safetensors", "curve.png"
-
-
-class NotFinite(Exception):
-    """The loss or a gradient is infinite or not a number; the message says where it came from."""
-
-
-class Interrupted(Exception):
-    """A signal asked the run to stop; its state is saved."""
-
-    def __init__(self, message: str, number: int):
-        super().__init__(message)
-        self.number = number
 
 
 @dataclass
@@ -97,12 +86,14 @@ def fit(
     """
     recipe = find_recipe(recipe) if isinstance(recipe, str) else recipe
     with sampling.generators_kept():
-        run = Run(recipe, output, data, model, resume, quiet, cpu, after_update)
+        run = Run(recipe, output, quiet, after_update)
         try:
-            with run.signals_noted():
+            run.start_up(data, model, resume, cpu)
+            # in memory there is nothing to save, so nothing to finish first
+            with nullcontext() if output is None else run.signals.noted():
                 return run.train()
         finally:
-            run.log.close()
+            run.close()
 
 
 def build_model(recipe: Recipe, num_classes: int) -> nn.Module:
@@ -131,11 +122,24 @@ def check_folder(folder: Path, resume: bool) -> None:
 class Run:
     """One run: what it trains, where it is, what it writes."""
 
-    def __init__(self, recipe, output, data, model, resume, quiet, cpu, after_update):
+    def __init__(self, recipe: Recipe, output, quiet: bool, after_update):
+        self.recipe, self.folder, self.quiet, self.after_update = recipe, output and Path(output), quiet, after_update
+        self.log, self.signals, self.main = Log(), Signals(), True
+        self.handler = WarningsToLog(self.log, self.say)
+        LOGGER.addHandler(self.handler)
+        self.epoch = self.update = self.start = 0  # start: the updates of this epoch that are done
+        self.seconds, self.window, self.lr = 0.0, empty_window(), 0.0
+        self.finished, self.skipped = False, 0
+        self.last_state: Path | None = None
+
+    # ---- before the first update
+
+    def start_up(self, data, model: nn.Module | None, resume: bool, cpu: bool) -> None:
+        """Everything that can go wrong before training, and the state of an earlier run."""
         from t2t_ref.train.augment import Augment
         from t2t_ref.train.sources import open_data
 
-        self.recipe, self.quiet, self.after_update = recipe, quiet, after_update
+        recipe = self.recipe
         AcceleratorState._reset_state()  # a notebook trains more than once, and not always at one precision
         self.accelerator = accelerate.Accelerator(
             mixed_precision=recipe.precision,
@@ -145,8 +149,8 @@ class Run:
         )
         self.device, self.main = self.accelerator.device, self.accelerator.is_main_process
         self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
-        self.folder = Path(output) if output is not None and self.main else None
-        self.in_memory = output is None
+        if not self.main:
+            self.folder = None
         if self.folder:
             check_folder(self.folder, resume)
 
@@ -162,22 +166,14 @@ class Run:
         self.prepared, self.stepper = self.accelerator.prepare(compiled, self.optimizer)
         if self.average:
             self.average.to(self.device)
-
-        self.epoch = self.update = self.start = 0  # start: the updates of this epoch that are done
-        self.seconds, self.window = 0.0, empty_window()
-        self.finished, self.skipped, self.signal = False, 0, 0
-        self.last_state: Path | None = None
         self.open_folder(resume)
-
-    # ---- before the first step
 
     def count_updates(self) -> int:
         """Updates in an epoch."""
         if self.recipe.updates_per_epoch:
             return self.recipe.updates_per_epoch
-        if sampling.is_stream(self.data.train):
-            raise ValueError("a stream has no length: set updates_per_epoch, how many updates make an epoch")
-        images = len(self.data.train)
+        streamed = isinstance(self.data.train, IterableDataset)
+        images = len(self.data.train) * (self.world if streamed else 1)  # a stream has the length of one process's part
         if images < self.global_batch:
             raise ValueError(
                 f"{images} images are less than one update of {self.global_batch}: {self.recipe.batch_size} images "
@@ -203,8 +199,9 @@ class Run:
         path, state = broadcast_object_list([found])[0] or (None, None)
         if state:
             self.restore(state, path)
-            kept = state["position"]["log_lines"]
-        self.log = Log(self.folder, kept)
+            kept = state["position"]["log_size"]
+        early = self.log.lines if not state else []  # warnings while the data was opened; a resumed log has them
+        self.log = self.handler.log = Log(self.folder, kept)
         self.log.write(
             "resume" if state else "run",
             **({"update": self.update, "epoch": self.epoch} if state else {"recipe": asdict(self.recipe)}),
@@ -215,6 +212,8 @@ class Run:
             updates_per_epoch=self.updates_per_epoch,
             command=" ".join(sys.argv),
         )
+        for line in early:
+            self.log.write(**line)
 
     def state_size(self) -> int:
         """Bytes that a state will take: weights, what the optimizer keeps of each, their average, and a margin."""
@@ -229,14 +228,13 @@ class Run:
         """Write the state. Once it is there, everything before it is done for good."""
         if not self.folder:
             return
-        self.log.sync()
         state = {
             "position": {
+                "log_size": self.log.sync(),
                 "epoch": self.epoch,
                 "start": self.start,
                 "update": self.update,
                 "seconds": self.seconds,
-                "log_lines": len(self.log.lines),
                 "finished": self.finished,
                 "skipped": self.skipped,
             },
@@ -315,37 +313,41 @@ class Run:
         self.write_results()
         self.log.write("end", reason="finished", update=self.update, seconds=round(self.seconds, 1))
         self.save()
+        self.accelerator.wait_for_everyone()
         return self.result()
 
     def train_epoch(self) -> None:
         """The updates of one epoch that are not done yet."""
         recipe = self.recipe
         self.prepared.train()
+        self.augment.train()
         batches = sampling.training_batches(
             self.data.train, recipe.seed, self.epoch, recipe.batch_size, self.rank, self.world,
             first=self.start * recipe.accumulate, workers=recipe.workers,
         )  # fmt: skip
         while self.start < self.updates_per_epoch:
             measured = self.train_update(list(islice(batches, recipe.accumulate)))
-            self.start += 1
-            self.update += 1
+            self.start, self.update = self.start + 1, self.update + 1
+            self.lr = self.optimizer.param_groups[-1]["lr"]  # that of the head
             if recipe.lr_per_update:
                 self.scheduler.step()
             if self.after_update:
                 self.after_update(self.model, self.update)
             self.note(measured)
-            if self.stop_asked(measured):
+            if measured["stop"]:
                 self.interrupt()
             if recipe.save_every_updates and self.update % recipe.save_every_updates == 0:
                 self.save()
 
     def train_update(self, batches: list) -> dict:
         """One update of the weights, from the gradients of ``accumulate`` batches. Returns what was measured."""
+        if len(batches) < self.recipe.accumulate:
+            raise ValueError(f"the data ended at update {self.start} of {self.updates_per_epoch} of an epoch")
         losses, correct, seen = [], 0, []
         for index, (images, labels) in enumerate(batches, start=self.start * self.recipe.accumulate):
             key = (self.recipe.seed, self.epoch, index, self.rank)
             sampling.seed_all(sampling.AUGMENT, *key)
-            images, targets = self.augment(as_float(images.to(self.device, non_blocking=True)), labels.to(self.device))
+            images, targets = self.augment(images.to(self.device, non_blocking=True), labels.to(self.device))
             seen.append((key, images))
             sampling.seed_all(sampling.FORWARD, *key)  # dropout, drop path: a second time the same, if need be
             with self.accelerator.accumulate(self.prepared):
@@ -368,7 +370,7 @@ class Run:
     def measure(self, losses: list[Tensor], correct: Tensor, norm: Tensor) -> dict:
         """Mean loss, hits and a request to stop, over all processes: each then decides the same."""
         loss = torch.stack(losses).mean().float()
-        values = torch.stack([loss, correct.float(), torch.tensor(float(self.signal), device=self.device)])
+        values = torch.stack([loss, correct.float(), torch.tensor(float(self.signals.number), device=self.device)])
         loss_sum, correct, stop = self.accelerator.reduce(values, "sum").tolist()
         return {"loss": loss_sum / self.world, "correct": correct, "stop": stop, "grad_norm": float(norm)}
 
@@ -379,8 +381,9 @@ class Run:
         self.seconds += passed
         window["updates"] += 1
         window["seconds"] += passed
-        for name in ("loss", "correct", "grad_norm"):
-            window[name] += measured[name]
+        window["loss"] += measured["loss"]
+        window["correct"] += measured["correct"]
+        window["grad_norm"] += 0.0 if self.skipped else measured["grad_norm"]
         self.bar.update()
         self.bar.set_postfix(loss=f"{measured['loss']:.3f}", refresh=False)
         if self.recipe.log_every and self.update % self.recipe.log_every == 0:
@@ -390,7 +393,7 @@ class Run:
                 epoch=round(self.update / self.updates_per_epoch, 4),
                 update=self.update,
                 samples=self.update * self.global_batch,
-                lr=self.optimizer.param_groups[-1]["lr"],
+                lr=self.lr,
                 loss=window["loss"] / window["updates"],
                 accuracy=window["correct"] / images,
                 grad_norm=window["grad_norm"] / window["updates"],
@@ -402,7 +405,7 @@ class Run:
     def end_epoch(self) -> None:
         """Evaluate, log, move the learning rate, save."""
         recipe, last = self.recipe, self.epoch + 1 == self.recipe.epochs
-        line = {"epoch": self.epoch + 1, "update": self.update, "lr": self.optimizer.param_groups[-1]["lr"]}
+        line = {"epoch": self.epoch + 1, "update": self.update, "lr": self.lr}
         if recipe.evaluate_every and ((self.epoch + 1) % recipe.evaluate_every == 0 or last):
             measured = evaluate(self.average or self.model, self.data.test, self.augment, recipe, self.accelerator)
             line |= {f"test_{name}": value for name, value in measured.items()}
@@ -432,78 +435,30 @@ class Run:
         self.skipped = 0 if all(finite) else self.skipped + 1
         if all(finite) or (scaled and finite[0] and self.skipped <= SKIPPED_IN_A_ROW):
             return
-        what = "loss" if not finite[0] else "norm of the gradients"
+        name = "grad_norm" if finite[0] else "loss"
         rates = sorted({f"{group['lr']:.3e}" for group in self.optimizer.param_groups})
-        message = (
-            f"the {what} is {measured['loss' if not finite[0] else 'grad_norm']} at update {self.update + 1} "
-            f"(epoch {self.epoch}), learning rate {', '.join(rates)}"
-            f"{f', {self.skipped} updates in a row' if scaled else ''}\n{self.report(seen)}\n{self.way_on()}"
-        )
+        where = f"{name} is {measured[name]} at update {self.update + 1}, epoch {self.epoch + 1}"
+        again = f", skipped {self.skipped} times in a row" if scaled else ""
+        outputs = largest_outputs(self.model, lambda: self.run_again(seen))
+        message = f"{where}{again}, learning rate {', '.join(rates)}\n{outputs}\n{self.way_on()}"
         self.log.write("end", reason="not finite", update=self.update, message=message)
         raise NotFinite(message)
 
-    def report(self, seen: list) -> str:
-        """The modules with the largest outputs, when the batches of this update run once more."""
-        largest: dict[str, float] = {}
-
-        def hook(name: str):
-            def note(module, inputs, output):
-                if isinstance(output, Tensor):
-                    size = output.detach().abs().max()
-                    largest[name] = float("inf") if not size.isfinite() else max(largest.get(name, 0.0), float(size))
-
-            return note
-
-        broken = [name for name, p in self.model.named_parameters() if not p.isfinite().all()]
-        leaves = [(name, module) for name, module in self.model.named_modules() if not list(module.children())]
-        handles = [module.register_forward_hook(hook(name)) for name, module in leaves]
-        try:
-            for key, images in seen:
-                sampling.seed_all(sampling.FORWARD, *key)
-                with torch.no_grad(), self.accelerator.autocast():
-                    self.model(images)
-        finally:
-            for handle in handles:
-                handle.remove()
-        first = next((name for name, size in largest.items() if size == float("inf")), None)
-        top = sorted((item for item in largest.items() if item[1] < float("inf")), key=lambda item: -item[1])[:5]
-        lines = ["largest outputs: " + ", ".join(f"{name} {size:.3g}" for name, size in top)]
-        if first:
-            lines.append(f"first output that is not finite: {first}")
-        if broken:
-            lines.append(f"weights that are not finite already: {', '.join(broken[:5])}")
-        if not all(images.isfinite().all() for _, images in seen):
-            lines.append("the images themselves are not finite")
-        return "\n".join(lines)
-
-    @contextmanager
-    def signals_noted(self):
-        """SIGINT and SIGTERM end the run after the update at hand; a second one ends it at once."""
-        if self.in_memory or threading.current_thread() is not threading.main_thread():
-            yield  # nothing to save, so nothing to wait for
-            return
-
-        def note(number: int, frame) -> None:
-            self.signal = number
-            signal.signal(number, before[number])
-
-        before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-    def stop_asked(self, measured: dict) -> bool:
-        return measured["stop"] > 0
+    def run_again(self, seen: list) -> None:
+        """The forward passes of an update once more, with the same dropout."""
+        for key, images in seen:
+            sampling.seed_all(sampling.FORWARD, *key)
+            with self.accelerator.autocast():
+                self.model(images)
 
     def interrupt(self) -> None:
         """Save, write what there is, and leave."""
         self.save()
         self.write_results()
         self.log.write("end", reason="interrupted", update=self.update)
-        name = signal.Signals(self.signal).name if self.signal else "another process"
-        raise Interrupted(f"stopped by {name} after update {self.update}: {self.way_on()}", self.signal)
+        self.accelerator.wait_for_everyone()  # torchrun ends all processes when one has left
+        number = self.signals.number or signal.SIGTERM  # it came to another process
+        raise Interrupted(f"{signal.Signals(number).name} after update {self.update}: {self.way_on()}", number)
 
     # ---- results
 
@@ -520,6 +475,10 @@ class Run:
         self.model.eval()
         return Result(self.recipe, self.model, self.average.module if self.average else None, self.log.lines)
 
+    def close(self) -> None:
+        LOGGER.removeHandler(self.handler)
+        self.log.close()
+
     def say(self, text: str) -> None:
         if not self.quiet and self.main:
             tqdm.write(text)
@@ -534,8 +493,11 @@ def evaluate(model, data, augment, recipe: Recipe, accelerator) -> dict[str, flo
     share = accelerator.process_index, accelerator.num_processes
     with torch.no_grad(), accelerator.autocast():
         for images, labels in sampling.evaluation_batches(data, recipe.batch_size, *share, recipe.workers):
-            labels = labels.to(device)
-            logits = model(augment.normalise(as_float(images.to(device)))).float()
+            known = labels >= 0  # -1: an image that could not be read
+            images, labels = images[known], labels[known].to(device)
+            if not len(labels):
+                continue
+            logits = model(augment.normalise(images.to(device))).float()
             best = logits.topk(min(5, logits.shape[1])).indices
             found = best == rearrange(labels, "b -> b 1")
             loss = F.cross_entropy(logits, labels, reduction="sum")
@@ -543,11 +505,6 @@ def evaluate(model, data, augment, recipe: Recipe, accelerator) -> dict[str, flo
     model.train(training)
     loss, first, five, count = accelerator.reduce(totals, "sum").tolist()
     return {"loss": loss / count, "accuracy": first / count, "top5": five / count}
-
-
-def as_float(images: Tensor) -> Tensor:
-    """Bytes to numbers from 0 to 1; what is a float already stays."""
-    return images if images.is_floating_point() else images.float() / 255
 
 
 def hits(logits: Tensor, targets: Tensor) -> Tensor:
@@ -566,7 +523,7 @@ def plain(value: object) -> object:
 
 
 def versions() -> dict[str, str]:
-    return {"t2t_ref": t2t_ref.__version__, "torch": torch.__version__, "accelerate": accelerate.__version__}
+    return {"t2t_ref": t2t_ref.__version__, "torch": str(torch.__version__), "accelerate": accelerate.__version__}
 
 
 def device_name(device: torch.device) -> str:

@@ -7,6 +7,7 @@ read an image of (seed, epoch, index). So a run that goes on from a saved positi
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import islice
 
 import numpy as np
 import torch
@@ -73,40 +74,25 @@ def batch_indices(length: int, seed: int, epoch: int, size: int, rank: int, worl
 
 
 def training_batches(
-    data, seed: int, epoch: int, size: int, rank: int, world: int, first: int, workers: int
+    data, seed: int, epoch: int, size: int, rank: int, world: int, first: int = 0, workers: int = 0
 ) -> Iterator:
-    """Batches of one epoch, from batch ``first`` on. A stream that ends starts again."""
+    """Batches of one epoch for one process, from batch ``first`` on.
+
+    Units:   a data set with a length and an index is shuffled and shared out here; a stream does both itself
+    """
     if hasattr(data, "set_epoch"):
         data.set_epoch(epoch)
     # a loader an epoch: its workers see the epoch that was set, and starting them is cheap beside it
     options = dict(num_workers=workers, pin_memory=torch.cuda.is_available())
-    if not is_stream(data):
+    if isinstance(data, IterableDataset):  # no index to start from: what was seen before is read again, and left out
+        yield from islice(DataLoader(data, batch_size=size, drop_last=True, **options), first, None)
+    else:
         indices = batch_indices(len(data), seed, epoch, size, rank, world, first)
         yield from DataLoader(Reproducible(data, seed, epoch), batch_sampler=indices, **options)
-        return
-    from accelerate.data_loader import IterableDatasetShard
-
-    mine = IterableDatasetShard(data, size, drop_last=True, num_processes=world, process_index=rank)
-    position = 0
-    while True:
-        before = position
-        for batch in DataLoader(mine, batch_size=size, drop_last=True, **options):
-            if position >= first:  # a stream has no index: what was seen before is read again, and left out
-                yield batch
-            position += 1
-        if position == before:
-            raise ValueError(f"the stream holds less than one batch of {size} images for each of {world} processes")
 
 
 def evaluation_batches(data, size: int, rank: int, world: int, workers: int) -> Iterator:
-    """Every image once, in batches; each process has its share."""
-    if not is_stream(data):
+    """Every image once, in batches; each process has its share, and a stream sees to that itself."""
+    if not isinstance(data, IterableDataset):
         data = Subset(data, range(rank, len(data), world))
-    elif world > 1:
-        raise ValueError("a stream cannot be evaluated by several processes: give it as a data set with a length")
     yield from DataLoader(data, batch_size=size, num_workers=workers)
-
-
-def is_stream(data) -> bool:
-    """Whether the data set has no length and no index, only an order."""
-    return isinstance(data, IterableDataset) or not hasattr(data, "__getitem__")

@@ -1,0 +1,77 @@
+"""When a run ends before its end: numbers that are none, and signals."""
+
+import signal
+import threading
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+
+class NotFinite(Exception):
+    """The loss or a gradient is infinite or not a number; the message says where it came from."""
+
+
+class Interrupted(Exception):
+    """A signal asked the run to stop; its state is saved."""
+
+    def __init__(self, message: str, number: int):
+        super().__init__(message)
+        self.number = number
+
+
+class Signals:
+    """Remembers that SIGINT or SIGTERM came, so that the update at hand can be finished.
+
+    The third one acts at once, not the second: torchrun passes on to its processes what they may have got already.
+    """
+
+    number = count = 0
+
+    @contextmanager
+    def noted(self):
+        if threading.current_thread() is not threading.main_thread():  # Python refuses handlers elsewhere
+            yield
+            return
+
+        def note(number: int, frame) -> None:
+            self.number, self.count = number, self.count + 1
+            if self.count == 2:
+                signal.signal(number, before[number])
+
+        before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def largest_outputs(model: nn.Module, forward) -> str:
+    """Run ``forward()`` with an eye on every layer, and say in words which outputs are largest, or not finite."""
+    largest: dict[str, float] = {}
+
+    def watch(name: str, module: nn.Module):
+        def note(module, inputs, output):
+            if isinstance(output, Tensor):
+                size = float(output.detach().abs().max())  # the maximum with a nan is nan
+                largest[name] = max(largest.get(name, 0.0), size) if size < float("inf") else float("inf")
+
+        return module.register_forward_hook(note)
+
+    handles = [watch(name, module) for name, module in model.named_modules() if not list(module.children())]
+    try:
+        with torch.no_grad():
+            forward()
+    finally:
+        for handle in handles:
+            handle.remove()
+    finite = sorted(((size, name) for name, size in largest.items() if size < float("inf")), reverse=True)
+    lines = ["largest outputs: " + ", ".join(f"{name} {size:.3g}" for size, name in finite[:5])]
+    first = next((name for name, size in largest.items() if size == float("inf")), None)
+    if first is not None:
+        lines.append(f"first output that is not finite: {first}")
+    broken = [name for name, parameter in model.named_parameters() if not parameter.isfinite().all()]
+    if broken:
+        lines.append(f"weights that are not finite already: {', '.join(broken[:5])}")
+    return "\n".join(lines)
