@@ -1,12 +1,13 @@
-"""The soft-split explorer: a picture, and a window to be moved over it by hand (chapters 3 and 6).
+"""Two things to be moved by hand: the soft-split explorer (chapters 3 and 6) and the feature viewer (chapter 15).
 
-The page itself is soft_split_explorer.html: plain JavaScript that loads nothing. This module puts the picture and the
-start values into it.
+The pages themselves are soft_split_explorer.html and feature_viewer.html: plain JavaScript that loads nothing. This
+module puts the pictures, the maps and the start values into them.
 """
 
 import base64
 import html
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -23,6 +24,8 @@ MODES = ("one", "three")
 SIDES = (8, 64)  # the smallest and the largest picture, in pixels
 MAX_STRIDE, MAX_PADDING, MORE_KERNEL = 16, 8, 4  # ends of the sliders; the kernel may outgrow the picture by 4
 WIDE, TALL = 680, 1250  # heights of the frame in pixels: columns from 660 pixels of width on, else one below the other
+VIEWER_WIDE, VIEWER_TALL = 830, 880
+LARGEST_VIEWER = 400_000  # bytes of a feature viewer in a notebook
 
 
 @dataclass(frozen=True)
@@ -32,14 +35,16 @@ class Widget:
     title: str
     page: str
     description: str
+    wide: int = WIDE
+    tall: int = TALL
 
     def _repr_html_(self) -> str:
         # everything is escaped, < and > too: Sphinx's search index then takes the frame for one tag and skips it
         return (
             f'<div style="container-type: inline-size"><iframe title="{html.escape(self.title)}" '
-            f'sandbox="allow-scripts" loading="lazy" width="100%" height="{WIDE}" '
+            f'sandbox="allow-scripts" loading="lazy" width="100%" height="{self.wide}" '
             f'style="display: block; border: 0; border-radius: 8px; '
-            f'height: clamp({WIDE}px, (660px - 100cqw) * 9999, {TALL}px)" '
+            f'height: clamp({self.wide}px, (660px - 100cqw) * 9999, {self.tall}px)" '
             f'srcdoc="{escape(self.page)}"></iframe></div>'
         )
 
@@ -98,7 +103,7 @@ def soft_split_explorer(
         {"height": p.shape[-2], "width": p.shape[-1], "bytes": base64.b64encode(pixel_bytes(p)).decode()}
         for p in pictures
     ]
-    page = template().replace(">START<", f">{json.dumps(start)}<").replace(">DESCRIPTION<", f">{description}<")
+    page = filled(template(), start, description)
     return Widget("Soft-split explorer: move a token over a picture", page, description)
 
 
@@ -171,9 +176,85 @@ def drawn_picture(side: int) -> Float[Tensor, "3 h w"]:
     return reduce(canvas, "c (h i) (w j) -> c h w", "sum", i=4, j=4).div(16, rounding_mode="floor").float() / 255
 
 
+def feature_viewer(
+    views: Mapping[str, tuple[Float[Tensor, "3 h w"], Mapping[str, Float[Tensor, "c rows columns"]]]],
+    *,
+    view: int = 0,
+    layer: int = 0,
+    channel: int = 0,
+    common: bool = False,
+    channels: int = 24,
+) -> Widget:
+    """A widget to leaf through feature maps: a menu of models and pictures, sliders for layer and channel.
+
+    Each map is shown from its own smallest to its own largest value, or on one scale for its whole layer.
+
+    Shapes:  views    name -> (picture 3 h w, layers); layers: name -> maps c rows columns
+    Units:   pictures are between 0 and 1; maps are stored in 256 steps from their smallest to their largest value. At
+             most ``channels`` of a layer are shown, evenly spaced. view, layer and channel say what is shown first,
+             counted from 0 among what is there; ``common`` starts with one scale for the layer
+    Raises:  ValueError for no view or layer, values that are not finite, a start value out of range, or more than fits
+             into ``LARGEST_VIEWER`` bytes
+    """
+    if not views or not all(layers for _, layers in views.values()):
+        raise ValueError("expected at least one view, and at least one layer in each")
+    packed = []
+    for name, (picture, layers) in views.items():
+        low, high = picture.min().item(), picture.max().item()
+        if not 0 <= low <= high <= 1:  # also refuses NaN
+            raise ValueError(f"the picture of {name!r} has values from {low:.3g} to {high:.3g}, expected 0 to 1")
+        h, w = picture.shape[-2:]
+        picture_bytes = base64.b64encode(pixel_bytes(picture)).decode()
+        packed.append({"name": name, "height": h, "width": w, "bytes": picture_bytes, "layers": []})
+        for label, maps in layers.items():
+            if not maps.isfinite().all():
+                raise ValueError(f"layer {label!r} of {name!r} has values that are not finite")
+            packed[-1]["layers"].append({"name": label} | pack_maps(maps, channels))
+
+    check_range("view", view, 0, len(packed) - 1)
+    check_range("layer", layer, 0, len(packed[view]["layers"]) - 1)
+    shown = packed[view]["layers"][layer]
+    check_range("channel", channel, 0, len(shown["channels"]) - 1)
+    description = (
+        f"Feature viewer: {', '.join(views)}. First shown: {packed[view]['name']}, layer {shown['name']}, "
+        f"channel {shown['channels'][channel]}, {shown['height']} x {shown['width']} values from "
+        f"{shown['low'][channel]:.3g} to {shown['high'][channel]:.3g}"
+    )
+    start = {"view": view, "layer": layer, "channel": channel, "common": common, "views": packed}
+    page = filled(template("feature_viewer.html"), start, html.escape(description))
+    title = "Feature viewer: leaf through layers and channels"
+    widget = Widget(title, page, description, VIEWER_WIDE, VIEWER_TALL)
+    size = len(widget._repr_html_().encode())
+    if size > LARGEST_VIEWER:
+        raise ValueError(
+            f"the viewer would have {size:,} bytes, at most {LARGEST_VIEWER:,} are allowed: show fewer channels, "
+            "layers or views, or smaller maps"
+        )
+    return widget
+
+
+def pack_maps(maps: Float[Tensor, "c h w"], most: int) -> dict:
+    """At most so many channels, each in bytes from its smallest to its largest value: channel, row, column."""
+    count, h, w = maps.shape
+    numbers = [i * count // most for i in range(most)] if count > most else list(range(count))
+    maps = maps[numbers].detach().cpu().double()
+    low, high = (reduce(maps, "c h w -> c 1 1", how) for how in ("min", "max"))
+    steps: UInt8[Tensor, "c h w"] = ((maps - low) / (high - low).clamp_min(1e-300) * 255).round().byte()
+    ends = ([float(f"{value:.4g}") for value in rearrange(end, "c 1 1 -> c").tolist()] for end in (low, high))
+    packed = dict(zip(("low", "high"), ends, strict=True))
+    text = base64.b64encode(bytes(rearrange(steps, "c h w -> (c h w)").tolist())).decode()
+    return packed | {"height": h, "width": w, "channels": numbers, "bytes": text}
+
+
 @cache
-def template() -> str:
-    return Path(__file__).with_name("soft_split_explorer.html").read_text(encoding="utf-8")
+def template(name: str = "soft_split_explorer.html") -> str:
+    return Path(__file__).with_name(name).read_text(encoding="utf-8")
+
+
+def filled(page: str, start: dict, description: str) -> str:
+    """A template with its start values and its description in words."""
+    text = json.dumps(start).replace("<", "\\u003c")  # a name with </script> in it must not end the script
+    return page.replace(">START<", f">{text}<").replace(">DESCRIPTION<", f">{description}<")
 
 
 def escape(page: str) -> str:

@@ -1,4 +1,4 @@
-"""The soft-split explorer: what Python puts into the frame, and the numbers that its JavaScript computes."""
+"""Explorer and viewer: what Python puts into the frame, and the numbers that their JavaScript computes."""
 
 import base64
 import json
@@ -15,7 +15,7 @@ from einops import rearrange, reduce
 
 from t2t_ref import grid_size, restructure, soft_split, token_grid
 from t2t_ref.tokens_to_token import SPLITS
-from t2t_ref.widgets import drawn_picture, soft_split_explorer, template
+from t2t_ref.widgets import LARGEST_VIEWER, drawn_picture, feature_viewer, soft_split_explorer, template
 
 CRCS = [3186054998, 1306037766]  # of the drawn pictures
 NODE = shutil.which("node")
@@ -43,13 +43,13 @@ def start_of(widget):
     return json.loads(re.search(r'<script type="application/json" id="start">(.*?)</script>', page)[1])
 
 
-def javascript():
-    return re.findall(r"<script>\n(.*?)</script>", template(), re.S)[0]
+def javascript(name="soft_split_explorer.html"):
+    return re.findall(r"<script>\n(.*?)</script>", template(name), re.S)[0]
 
 
-def run(calls):
+def run(calls, name="soft_split_explorer.html"):
     """The answers of the page's own functions to ``[name, *arguments]``."""
-    arithmetic = re.search(r"/\* arithmetic: begin.*?/\* arithmetic: end \*/", template(), re.S)[0]
+    arithmetic = re.search(r"/\* arithmetic: begin.*?/\* arithmetic: end \*/", template(name), re.S)[0]
     program = (
         f"'use strict';\n{arithmetic}\nconst known = {{{', '.join(sorted({call[0] for call in calls}))}}};\n"
         "const calls = JSON.parse(require('fs').readFileSync(0, 'utf8'));\n"
@@ -71,8 +71,9 @@ def test_a_frame_of_its_own():
     assert re.sub(r"<[^<]+?>", "", soft_split_explorer()._repr_html_()) == ""
 
 
-def test_nothing_is_loaded():
-    page = template()
+@pytest.mark.parametrize("name", ["soft_split_explorer.html", "feature_viewer.html"])
+def test_nothing_is_loaded(name):
+    page = template(name)
     assert "Content-Security-Policy\" content=\"default-src 'none'; script-src 'unsafe-inline'; style-src" in page
     for word in ("//", "url(", "@import", "src=", "href=", "fetch(", "XMLHttpRequest", "import(", "WebSocket"):
         assert word not in page, word
@@ -291,3 +292,106 @@ def test_three_splits_are_one_of_31_pixels():
 def test_ranges():
     assert run([["clip", [-2, 4], 32], ["clip", [28, 34], 32], ["clip", [3, 5], 32]]) == [[0, 4], [28, 31], [3, 5]]
     assert run([["shared", [0, 6], [4, 10]], ["span", [4, 6]], ["span", [7, 6]]]) == [[4, 6], 3, 0]
+
+
+# the feature viewer
+
+
+def some_views(c=40):
+    generator = torch.Generator().manual_seed(0)
+    picture = torch.rand(3, 10, 12, generator=generator)
+    maps = {"first": torch.randn(c, 5, 6, generator=generator), "second": torch.randn(3, 2, 2, generator=generator) - 7}
+    return {"A, one": (picture, maps), "B <two>": (1 - picture, {"only": maps["second"]})}
+
+
+def shown_maps(layer):
+    """The maps of a layer as the page gets them back."""
+    pixels = torch.tensor(list(base64.b64decode(layer["bytes"])), dtype=torch.float64)
+    pixels = rearrange(pixels, "(c h w) -> c h w", h=layer["height"], w=layer["width"])
+    low, high = (rearrange(torch.tensor(layer[end]), "c -> c 1 1") for end in ("low", "high"))
+    return low + (high - low) * pixels / 255
+
+
+def test_the_viewer_is_a_frame_of_its_own():
+    views = some_views()
+    widget = feature_viewer(views)
+    attributes = frame(widget)
+    assert attributes["title"] == "Feature viewer: leaf through layers and channels"
+    assert (attributes["sandbox"], attributes["loading"]) == ("allow-scripts", "lazy")
+    assert attributes["srcdoc"].rstrip().endswith("</html>")
+    assert re.sub(r"<[^<]+?>", "", widget._repr_html_()) == ""
+    assert widget._repr_html_() == feature_viewer(some_views())._repr_html_()
+    low, high = views["A, one"][1]["first"][0].aminmax()
+    first, _, ends = repr(widget).partition(" values from ")
+    assert first == "Feature viewer: A, one, B <two>. First shown: A, one, layer first, channel 0, 5 x 6"
+    assert list(map(float, ends.split(" to "))) == pytest.approx([low.item(), high.item()], rel=5e-3)
+    assert "<noscript><p>Feature viewer: A, one, B &lt;two&gt;." in widget.page
+
+
+def test_the_viewer_gets_the_maps():
+    views = some_views()
+    start = start_of(feature_viewer(views, view=1, channel=2, common=True))
+    assert [start[name] for name in ("view", "layer", "channel", "common")] == [1, 0, 2, True]
+    assert [view["name"] for view in start["views"]] == list(views)
+    for view, (picture, layers) in zip(start["views"], views.values(), strict=True):
+        pixels = torch.tensor(list(base64.b64decode(view["bytes"])))
+        pixels = rearrange(pixels, "(h w c) -> c h w", h=view["height"], w=view["width"])
+        torch.testing.assert_close(pixels / 255, picture, atol=0.51 / 255, rtol=0)
+        for layer, (name, maps) in zip(view["layers"], layers.items(), strict=True):
+            assert layer["name"] == name
+            chosen = maps[layer["channels"]]
+            torch.testing.assert_close(shown_maps(layer).float(), chosen, atol=0.02, rtol=0)
+    many = start["views"][0]["layers"][0]["channels"]
+    assert len(many) == 24 and many[:3] == [0, 1, 3] and many[-1] == 38  # evenly out of 40
+    assert start["views"][1]["layers"][0]["channels"] == [0, 1, 2]
+
+
+def test_the_viewer_shows_flat_maps():
+    layer = start_of(feature_viewer({"flat": (torch.zeros(3, 4, 4), {"all": torch.full((2, 3, 3), -1.5)})}))
+    (view,) = layer["views"]
+    assert shown_maps(view["layers"][0]).tolist() == torch.full((2, 3, 3), -1.5).tolist()
+
+
+def test_a_name_cannot_end_the_script():
+    name = "</script><b>"
+    widget = feature_viewer({name: some_views()["A, one"]})
+    assert start_of(widget)["views"][0]["name"] == name
+    assert name not in widget.page
+
+
+def test_what_the_viewer_refuses():
+    views = some_views()
+    picture, maps = views["A, one"]
+    for wrong in ({}, {"A": (picture, {})}):
+        with pytest.raises(ValueError, match="at least one view, and at least one layer"):
+            feature_viewer(wrong)
+    with pytest.raises(ValueError, match="the picture of 'A' has values from 0.0.* to 2, expected 0 to 1"):
+        feature_viewer({"A": (torch.where(picture > 0.9, 2.0, picture), maps)})
+    with pytest.raises(ValueError, match="layer 'x' of 'A' has values that are not finite"):
+        feature_viewer({"A": (picture, {"x": torch.full((1, 2, 2), float("nan"))})})
+    for start, message in (
+        ({"view": 2}, "view is 2, expected 0 to 1"),
+        ({"view": 1, "layer": 1}, "layer is 1, expected 0 to 0"),
+        ({"channel": 24}, "channel is 24, expected 0 to 23"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            feature_viewer(views, **start)
+    noise = {"large": torch.randn(24, 112, 112, generator=torch.Generator().manual_seed(0))}
+    with pytest.raises(ValueError, match=f"at most {LARGEST_VIEWER:,} are allowed: show fewer channels"):
+        feature_viewer({"A": (picture, noise)})
+    assert len(feature_viewer({"A": (picture, noise)}, channels=16)._repr_html_()) < LARGEST_VIEWER
+
+
+@needs_node
+def test_the_viewer_computes_what_it_shows():
+    subprocess.run([NODE, "--check", "-"], input=javascript("feature_viewer.html"), text=True, check=True)
+    calls = [["valueOf", 0, -2, 3], ["valueOf", 255, -2, 3], ["valueOf", 51, -2, 3]]
+    calls += [["position", -2, -2, 3], ["position", 3, -2, 3], ["position", 0.5, -2, 3], ["position", 9, -2, 3]]
+    calls += [["position", 7, 7, 7], ["colour", 0], ["colour", 1], ["colour", 0.5]]
+    assert run(calls, "feature_viewer.html") == (
+        [-2, 3, -1] + [0, 1, 0.5, 1] + [0.5, [0, 34, 78], [254, 232, 56], [125, 124, 120]]
+    )
+    # where the sheet is tapped
+    calls = [["sheetColumns", 24, 690], ["sheetColumns", 24, 200], ["sheetColumns", 3, 690]]
+    calls += [["squareAt", x, y, 70, 4, 10] for x, y in ((1, 1), (279, 1), (281, 1), (75, 145), (145, 145), (-1, 5))]
+    assert run(calls, "feature_viewer.html") == [9, 4, 3] + [0, 3, -1, 9, -1, -1]
