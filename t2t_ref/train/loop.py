@@ -17,6 +17,7 @@ from torch.utils.data import IterableDataset
 
 import t2t_ref
 from t2t_ref.checkpoints import load_checkpoint, save_checkpoint
+from t2t_ref.inspection import count_parameters
 from t2t_ref.train import sampling
 from t2t_ref.train.log import LOGGER, Log, WarningsToLog, draw_curve
 from t2t_ref.train.optimizer import WeightAverage, make_optimizer, make_scheduler
@@ -82,13 +83,17 @@ def fit(
     Units:   data is what ``t2t_ref.train.sources.open_data`` returns (train, test, num_classes), and model a model to
              train in place, if they are not those of the recipe; cpu=True keeps off any accelerator; after_update is
              called with the model and the number of updates so far
-    Raises:  CannotStart for a folder that holds another run or has no room; NotFinite; Interrupted
+    Raises:  CannotStart for whatever goes wrong before the first update: a folder that holds another run or has no
+             room, data that is not there; NotFinite; Interrupted
     """
     recipe = find_recipe(recipe) if isinstance(recipe, str) else recipe
     with sampling.generators_kept():
         run = Run(recipe, output, quiet, after_update)
         try:
-            run.start_up(data, model, resume, cpu)
+            try:
+                run.start_up(data, model, resume, cpu)
+            except (ValueError, OSError, ImportError) as error:
+                raise CannotStart(str(error)) from error
             # in memory there is nothing to save, so nothing to finish first
             with nullcontext() if output is None else run.signals.noted():
                 return run.train()
@@ -202,6 +207,8 @@ class Run:
             kept = state["position"]["log_size"]
         early = self.log.lines if not state else []  # warnings while the data was opened; a resumed log has them
         self.log = self.handler.log = Log(self.folder, kept)
+        if self.finished:
+            return
         self.log.write(
             "resume" if state else "run",
             **({"update": self.update, "epoch": self.epoch} if state else {"recipe": asdict(self.recipe)}),
@@ -214,6 +221,12 @@ class Run:
         )
         for line in early:
             self.log.write(**line)
+        if not state:
+            self.say(
+                f"{self.recipe.model} ({count_parameters(self.model) / 1e6:.2f} M parameters) on {self.recipe.data}: "
+                f"{self.recipe.epochs} epochs of {self.updates_per_epoch} updates, {self.global_batch} images each, "
+                f"on {self.world} x {device_name(self.device)}"
+            )
 
     def state_size(self) -> int:
         """Bytes that a state will take: weights, what the optimizer keeps of each, their average, and a margin."""
@@ -228,6 +241,8 @@ class Run:
         """Write the state. Once it is there, everything before it is done for good."""
         if not self.folder:
             return
+        if not all(parameter.isfinite().all() for parameter in self.model.parameters()):
+            raise NotFinite(f"the weights are not finite after update {self.update}, and not saved; {self.way_on()}")
         state = {
             "position": {
                 "log_size": self.log.sync(),
@@ -235,6 +250,7 @@ class Run:
                 "start": self.start,
                 "update": self.update,
                 "seconds": self.seconds,
+                "lr": self.lr,
                 "finished": self.finished,
                 "skipped": self.skipped,
             },
@@ -280,12 +296,13 @@ class Run:
         self.model.load_state_dict(state["state_dict"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
+        self.optimizer._opt_called = True  # it was, before: else a step of the scheduler alone earns a warning
         if self.average:
             self.average.module.load_state_dict(state["state_dict_ema"])
             self.average.n_averaged.fill_(state["averaged"])
         if self.accelerator.scaler and "scaler" in state:
             self.accelerator.scaler.load_state_dict(state["scaler"])
-        for name in ("epoch", "start", "update", "seconds", "finished", "skipped"):
+        for name in ("epoch", "start", "update", "seconds", "lr", "finished", "skipped"):
             setattr(self, name, state["position"][name])
         self.window, self.last_state = state["window"], path
         self.say(f"going on from {path}: epoch {self.epoch}, update {self.update}")
@@ -314,6 +331,8 @@ class Run:
         self.log.write("end", reason="finished", update=self.update, seconds=round(self.seconds, 1))
         self.save()
         self.accelerator.wait_for_everyone()
+        if self.folder:
+            self.say(f"written to {self.folder}: {WEIGHTS}{f', {AVERAGED}' * bool(self.average)}, {CURVE}, log.jsonl")
         return self.result()
 
     def train_epoch(self) -> None:
@@ -440,6 +459,8 @@ class Run:
         where = f"{name} is {measured[name]} at update {self.update + 1}, epoch {self.epoch + 1}"
         again = f", skipped {self.skipped} times in a row" if scaled else ""
         outputs = largest_outputs(self.model, lambda: self.run_again(seen))
+        if not all(images.isfinite().all() for _, images in seen):
+            outputs += "\nthe images themselves are not finite"
         message = f"{where}{again}, learning rate {', '.join(rates)}\n{outputs}\n{self.way_on()}"
         self.log.write("end", reason="not finite", update=self.update, message=message)
         raise NotFinite(message)
@@ -505,6 +526,12 @@ def evaluate(model, data, augment, recipe: Recipe, accelerator) -> dict[str, flo
     model.train(training)
     loss, first, five, count = accelerator.reduce(totals, "sum").tolist()
     return {"loss": loss / count, "accuracy": first / count, "top5": five / count}
+
+
+def leave_group() -> None:
+    """Leave the group of processes, or torch complains at the end."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def hits(logits: Tensor, targets: Tensor) -> Tensor:

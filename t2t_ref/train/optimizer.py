@@ -44,7 +44,7 @@ def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     return torch.optim.AdamW(groups, lr=recipe.lr)
 
 
-def learning_rate(recipe: Recipe, epoch: float, base: float | None = None) -> float:
+def learning_rate(recipe: Recipe, epoch: int | float, base: float | None = None) -> float:
     """The rate at a moment of training: a line up, a cosine down, then constant.
 
     The cosine counts from epoch 0, as if it had run during the warm-up, so the curve jumps a little where the warm-up

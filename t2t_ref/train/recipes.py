@@ -269,9 +269,9 @@ def find_recipe(name: str, changes: Mapping[str, object] | None = None) -> Recip
     return replace(recipe, **changes)
 
 
-def check_field(name: str) -> None:
-    """ValueError that names the nearest fields if a recipe has none of this name."""
-    known = [field.name for field in fields(Recipe)]
+def check_field(name: str, also: tuple[str, ...] = ()) -> None:
+    """ValueError that names the nearest fields if a recipe has none of this name, nor is it one of ``also``."""
+    known = [*(field.name for field in fields(Recipe)), *also]
     if name not in known:
         near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
         hint = f": did you mean {' or '.join(near)}?" if near else ""

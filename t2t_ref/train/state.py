@@ -17,7 +17,7 @@ KEPT = 2  # the last good state, and the one before it in case the last cannot b
 CHUNK = 16 * 2**20  # bytes
 
 
-class CannotStart(Exception):
+class CannotStart(ValueError):
     """The run cannot begin as asked; the message says what to do."""
 
 
@@ -74,7 +74,7 @@ def load_state(folder: Path, say: Callable[[str], object]) -> tuple[Path, dict] 
                 return path, state
             raise ValueError("it is not a state of this program")
         except Exception as error:  # whatever a damaged file makes torch.load raise
-            say(f"ignoring {path}: {str(error).splitlines()[0]}")
+            say(f"ignoring {path}: {(str(error) or type(error).__name__).splitlines()[0]}")
     if found:
         raise CannotStart(f"no state in {folder / 'state'} can be read: move {folder} away, or choose another --output")
     for partial in unreadable:

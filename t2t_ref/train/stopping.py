@@ -50,12 +50,16 @@ class Signals:
 def largest_outputs(model: nn.Module, forward) -> str:
     """Run ``forward()`` with an eye on every layer, and say in words which outputs are largest, or not finite."""
     largest: dict[str, float] = {}
+    broken_outputs: list[str] = []  # in the order of the run; a layer may be used twice
 
     def watch(name: str, module: nn.Module):
         def note(module, inputs, output):
             if isinstance(output, Tensor):
-                size = float(output.detach().abs().max())  # the maximum with a nan is nan
-                largest[name] = max(largest.get(name, 0.0), size) if size < float("inf") else float("inf")
+                size = float(output.detach().abs().max())  # of values with a nan among them: nan
+                if size < float("inf"):
+                    largest[name] = max(largest.get(name, 0.0), size)
+                else:
+                    broken_outputs.append(name)
 
         return module.register_forward_hook(note)
 
@@ -66,11 +70,10 @@ def largest_outputs(model: nn.Module, forward) -> str:
     finally:
         for handle in handles:
             handle.remove()
-    finite = sorted(((size, name) for name, size in largest.items() if size < float("inf")), reverse=True)
-    lines = ["largest outputs: " + ", ".join(f"{name} {size:.3g}" for size, name in finite[:5])]
-    first = next((name for name, size in largest.items() if size == float("inf")), None)
-    if first is not None:
-        lines.append(f"first output that is not finite: {first}")
+    top = sorted(largest.items(), key=lambda item: -item[1])[:5]
+    lines = ["largest outputs: " + (", ".join(f"{name} {size:.3g}" for name, size in top) or "none is finite")]
+    if broken_outputs:
+        lines.append(f"first output that is not finite: {broken_outputs[0]}")
     broken = [name for name, parameter in model.named_parameters() if not parameter.isfinite().all()]
     if broken:
         lines.append(f"weights that are not finite already: {', '.join(broken[:5])}")
