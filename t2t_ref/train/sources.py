@@ -182,7 +182,9 @@ def open_hub(recipe: Recipe, name: str, training: bool, stream: bool) -> Data:
 
     def wrap(split: str, training: bool) -> Dataset:
         rows = splits[split].cast_column(image, datasets.Image(decode=False))  # a damaged image shall not stop us
-        rows = rows.select_columns([image, label]).rename_columns({image: "image", label: "label"})
+        rows = rows.select_columns([image, label])
+        for ours, theirs in (("image", image), ("label", label)):
+            rows = rows if theirs == ours else rows.rename_column(theirs, ours)
         if not stream:
             return Images(rows, recipe, training)
         length = (training and recipe.epoch_samples) or (rows.info.splits or {split: None})[split]
@@ -219,6 +221,8 @@ class Images(Dataset):
         self.epoch.fill_(epoch)
 
     def __getitem__(self, index: int) -> tuple[UInt8[Tensor, "c h w"], int]:
+        if not 0 <= index < len(self):
+            raise IndexError(f"image {index} of {len(self)}")  # also what ends a loop over the images
         for step in range(min(BAD_IN_A_ROW, len(self))):
             place = (index + step) % len(self)
             if self.bad[place]:
