@@ -1,6 +1,5 @@
 """Where images come from: bad files, odd ones, folders that do not agree, sets of the hub from a local copy."""
 
-import dataclasses
 import io
 import logging
 import random
@@ -13,6 +12,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from t2t_ref.train.recipes import Recipe
+from t2t_ref.train.sampling import training_batches
 from t2t_ref.train.sources import Stream, draw_box, open_data, random_crop
 
 SIZE = 32
@@ -179,22 +179,29 @@ def test_unknown_sources_suggest_the_nearest():
 # crops
 
 
-def test_crops_depend_on_seed_epoch_and_index_alone(tmp_path):
-    """So a resumed run, or one with other worker processes, sees the same images."""
+def test_crops_depend_on_seed_epoch_and_index_alone(tmp_path, caplog):
+    """So a resumed run, or one with other processes that read, sees the same images, bad files or not."""
     write_folder(tmp_path, per_class=6)
     recipe = recipe_for(f"imagefolder:{tmp_path}", crop_scale=(0.1, 1.0), crop_ratio=(0.75, 1.3))
+
+    def images(seed=0, epoch=0, workers=0, train=None):
+        train = train or open_data(recipe).train
+        return [batch[0] for batch, _ in training_batches(train, seed, epoch, 1, 0, 1, workers=workers)]
+
+    def same(first, second):
+        return sum(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
     train = open_data(recipe).train
-    first = [train[i][0] for i in range(17, 23)]
-    loader = DataLoader(train, 1, sampler=range(17, 23), num_workers=2, persistent_workers=True)
-    in_workers = [image[0] for image, _ in loader]
-    assert all(torch.equal(a, b) for a, b in zip(first, in_workers, strict=True))
-    train.set_epoch(1)
-    second = [train[i][0] for i in range(17, 23)]
-    assert not any(torch.equal(a, b) for a, b in zip(first, second, strict=True))
-    in_workers = [image[0] for image, _ in loader]  # the workers live on, and hear of the new epoch
-    assert all(torch.equal(a, b) for a, b in zip(second, in_workers, strict=True))
-    other = open_data(dataclasses.replace(recipe, seed=1)).train
-    assert not torch.equal(other[18][0], first[1])
+    first = images(train=train)
+    assert same(first, images(workers=2)) == same(first, images(train=train)) == len(first) == 23
+    assert same(first, images(epoch=1)) < 3 and same(first, images(seed=1)) < 3
+    assert train.bad.sum() == 3
+    caplog.clear()
+    images(workers=2, train=train)
+    assert not caplog.records
+    fresh = open_data(recipe).train
+    images(workers=1, train=fresh)
+    assert fresh.bad.sum() == 3  # the processes that read have told this one
 
 
 def test_boxes_cover_the_shares_and_shapes_asked_for():

@@ -18,6 +18,7 @@ import os
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -201,7 +202,7 @@ class Images(Dataset):
     """Images of a table with a label and either a path or the bytes of a file; any mode, any size.
 
     In training, a file that cannot be read is replaced by the next that can, so that lengths and order are the same in
-    every process. In a test its label is -1. The random crop of a sample depends on (seed, epoch, index) alone.
+    every process. In a test its label is -1. Random crops come from Python's generator, which sampling.py seeds.
 
     Shapes:  item  (c h w, int)   c = 3, h = w = img_size where the source's images differ in size
     Raises:  RuntimeError if a hundred files in a row cannot be read
@@ -209,26 +210,21 @@ class Images(Dataset):
 
     def __init__(self, rows, recipe: Recipe, training: bool):
         self.rows, self.recipe, self.training = rows, recipe, training
-        # shared with the DataLoader's processes, which may outlive an epoch
-        self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()
-        self.bad = torch.zeros(len(rows), dtype=torch.bool).share_memory_()
+        self.bad = torch.zeros(len(rows), dtype=torch.bool).share_memory_()  # the DataLoader's processes share it
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def set_epoch(self, epoch: int) -> None:
-        """Draw the crops of another epoch from now on."""
-        self.epoch.fill_(epoch)
-
     def __getitem__(self, index: int) -> tuple[UInt8[Tensor, "c h w"], int]:
         if not 0 <= index < len(self):
             raise IndexError(f"image {index} of {len(self)}")  # also what ends a loop over the images
+        seed = random.random()  # once: the crop shall not depend on how many bad files are known already
         for step in range(min(BAD_IN_A_ROW, len(self))):
             place = (index + step) % len(self)
             if self.bad[place]:
                 continue
             row = self.rows[place]
-            image = read(row, self.recipe, self.training, f"{self.recipe.seed} {self.epoch.item()} {index}", place)
+            image = read(row, self.recipe, self.training, random.Random(seed), place)
             if image is not None:
                 return image, row["label"] if self.training or step == 0 else -1
             self.bad[place] = True
@@ -248,16 +244,15 @@ class Stream(IterableDataset):
     def __init__(self, rows, recipe: Recipe, training: bool, samples: int | None):
         from datasets.distributed import split_dataset_by_node
 
-        if training and not samples:
-            raise ValueError(f"{recipe.data} does not say how many images it has: set epoch_samples")
         # torchrun and accelerate both say so in the environment
         self.rank, processes = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+        self.recipe, self.training, self.epoch = recipe, training, 0
         if training:
-            rows = rows.shuffle(seed=recipe.seed, buffer_size=SHUFFLE_BUFFER)
+            if not samples:
+                raise ValueError(f"{recipe.data} does not say how many images it has: set epoch_samples")
             self.batches = samples // processes // recipe.batch_size
+            rows = rows.shuffle(seed=recipe.seed, buffer_size=SHUFFLE_BUFFER)
         self.rows = split_dataset_by_node(rows, rank=self.rank, world_size=processes)
-        self.recipe, self.training = recipe, training
-        self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
     def __len__(self) -> int:
         if not self.training:
@@ -266,29 +261,30 @@ class Stream(IterableDataset):
 
     def set_epoch(self, epoch: int) -> None:
         """Draw the order and the crops of another epoch from now on."""
-        self.epoch.fill_(epoch)
+        self.epoch = epoch
         self.rows.set_epoch(epoch)
 
     def __iter__(self) -> Iterator[tuple[UInt8[Tensor, "c h w"], int]]:
         worker = get_worker_info()
         number, workers = (worker.id, worker.num_workers) if worker else (0, 1)
-        share = len(range(number, self.batches, workers)) * self.recipe.batch_size if self.training else math.inf
-        given = seen = bad = 0
-        while given < share:
-            before = given
+        share = len(range(number, self.batches, workers)) * self.recipe.batch_size if self.training else None
+        return islice(self.images(number), share)
+
+    def images(self, worker: int) -> Iterator[tuple[UInt8[Tensor, "c h w"], int]]:
+        """The images of one process that reads, round and round in training."""
+        seen = bad = 0
+        while True:
+            before = seen
             for row in self.rows:  # the part of this process: the hub's library sees to it
-                key = f"{self.recipe.seed} {self.epoch.item()} {self.rank} {number} {seen}"
+                rng = random.Random(f"{self.recipe.seed} {self.epoch} {self.rank} {worker} {seen}")
+                image = read(row, self.recipe, self.training, rng, seen)
                 seen += 1
-                image = read(row, self.recipe, self.training, key, seen)
                 bad = 0 if image is not None else bad + 1
                 if bad == BAD_IN_A_ROW:
                     raise RuntimeError(f"{bad} images in a row cannot be read, up to {name_of(row, seen)}")
                 if image is not None:
-                    given += 1
                     yield image, row["label"]
-                    if given == share:
-                        return
-            if not self.training or given == before:
+            if not self.training or seen == before:  # the end, or nothing for this process
                 return
 
 
@@ -296,17 +292,28 @@ def name_of(row: dict, place: int) -> str:
     return row.get("path") or (row.get("image") or {}).get("path") or f"image number {place}"
 
 
-def read(row: dict, recipe: Recipe, training: bool, key: str, place: int) -> UInt8[Tensor, "c h w"] | None:
+def open_bytes(stored: dict):
+    """A file to read from: of bytes, of a path, or of an address of the hub."""
+    if stored.get("bytes"):
+        return io.BytesIO(stored["bytes"])
+    if "://" in stored["path"]:
+        from datasets.utils.file_utils import xopen
+
+        return xopen(stored["path"], "rb")
+    return open(stored["path"], "rb")
+
+
+def read(row: dict, recipe: Recipe, training: bool, rng: random.Random, place: int) -> UInt8[Tensor, "c h w"] | None:
     """Image of a row, cropped where its source needs it. None, with a line in the log, if it cannot be read."""
     from PIL import Image
 
     stored = row.get("image") or {"path": row.get("path")}
     try:
-        with Image.open(io.BytesIO(stored["bytes"]) if stored.get("bytes") else stored["path"]) as image:
+        with open_bytes(stored) as file, Image.open(file) as image:
             if not crops_at_reading(recipe.data):
                 image = to_rgb(image)
             elif training and (recipe.crop_scale, recipe.crop_ratio) != ((1, 1), (1, 1)):
-                image = random_crop(image, recipe, random.Random(key))
+                image = random_crop(image, recipe, rng)
             else:
                 image = centre_crop(to_rgb(image), *pair(recipe.img_size), recipe.crop_pct, recipe.interpolation)
             return rearrange(torch.from_numpy(np.array(image)), "h w c -> c h w")
