@@ -176,40 +176,6 @@ def test_it_learns_and_leaves_the_generators_alone():
     assert torch.equal(torch.get_rng_state(), before)
     assert result.epochs[-1]["test_accuracy"] > 0.9 and len(result.epochs) == 15 and not result.steps
     assert result.best is result.average and not result.best.training and not result.model.training
-    again = loop.evaluate(result.best, tiny.DATA.test, loop_augment(), tiny.RECIPE, SimpleAccelerator())
-    assert again["accuracy"] == result.epochs[-1]["test_accuracy"]
-
-
-def loop_augment():
-    from t2t_ref.train.augment import Augment
-
-    return Augment(tiny.RECIPE, 4)
-
-
-class SimpleAccelerator:
-    """One process on a CPU."""
-
-    device, process_index, num_processes = torch.device("cpu"), 0, 1
-
-    def autocast(self):
-        return torch.autocast("cpu", enabled=False)
-
-    def reduce(self, values, how):
-        return values
-
-
-def test_evaluation_counts_every_image_once_and_leaves_out_unreadable_ones():
-    images, labels = tiny.Images(1, length=21).tensors
-    model = t2t_ref.create_model("t2t_vit_7", **dict(tiny.RECIPE.model_options, num_classes=4, img_size=32)).eval()
-    logits = model((images - 0.5) / 0.5)
-    labels = logits.argmax(1)  # all right
-    labels[3] = (labels[3] + 1) % 4  # but one
-    labels[5] = -1  # and one that could not be read
-    data = torch.utils.data.TensorDataset(images, labels)
-    found = loop.evaluate(model, data, loop_augment(), tiny.RECIPE, SimpleAccelerator())
-    known = labels >= 0
-    assert found["accuracy"] == pytest.approx(19 / 20) and found["top5"] == 1
-    assert found["loss"] == pytest.approx(F.cross_entropy(logits[known], labels[known]).item(), rel=1e-5)
 
 
 def test_bfloat16_trains_and_its_model_is_saved(tmp_path):
@@ -544,6 +510,9 @@ def test_the_command_line_trains(tmp_path, capsys):
     assert "t2t_vit_7 (0.01 M parameters) on digits: 4 epochs of 2 updates, 32 images each, on 1 x cpu" in shown
     assert "epoch   4 of 4: test accuracy" in shown and "curve.png" in shown
     assert main(words) == 2
+    assert main([*words, "--evaluate"]) == 0
+    accuracy = shown.split("test accuracy ")[-1].split()[0]
+    assert f"top-1  {accuracy:>6} %" in capsys.readouterr().out and (tmp_path / "run" / "confusion.png").exists()
     assert main([*words, "--resume", "--quiet"]) == 0
     assert main([*words, "--resume", "--lr", "1"]) == 2
     assert "belongs to another recipe: lr was 0.002, is 1.0" in capsys.readouterr().err

@@ -7,6 +7,7 @@ import os
 import re
 import sys
 from dataclasses import Field, fields, replace
+from pathlib import Path
 
 from t2t_ref.train.recipes import RECIPES, Options, Recipe, check_field, find_recipe
 
@@ -141,6 +142,18 @@ def print_recipe(recipe: Recipe) -> None:
         print(f"{field.name.replace('_', '-'):20s} {shown}{f'   # {text}' if text else ''}")
 
 
+def evaluate_run(folder: Path, options: argparse.Namespace) -> int:
+    """Hand the weights of a run over to t2t_ref.evaluate: their average if there is one."""
+    from t2t_ref import evaluate
+    from t2t_ref.train.loop import AVERAGED, WEIGHTS
+
+    weights = folder / (AVERAGED if (folder / AVERAGED).exists() else WEIGHTS)
+    words = [str(weights), "--output", str(folder)]
+    words += ["--cpu"] if options.cpu else []
+    words += ["--data", options.data] if hasattr(options, "data") else []
+    return evaluate.main(words)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the command line. Returns the exit status: 1 if training failed, 2 if it could not start."""
     rank = int(os.environ.get("RANK", 0))
@@ -157,9 +170,8 @@ def main(argv: list[str] | None = None) -> int:
     output = options.output or f"runs/{options.recipe.replace('_', '-')}-seed{recipe.seed}"
     try:
         if options.evaluate:
-            loop.evaluate_output(recipe, output, options.cpu)
-        else:
-            loop.fit(recipe, output, resume=options.resume, quiet=options.quiet, cpu=options.cpu)
+            return evaluate_run(Path(output), options)
+        loop.fit(recipe, output, resume=options.resume, quiet=options.quiet, cpu=options.cpu)
     except loop.CannotStart as error:
         print(f"{who}{error}", file=sys.stderr)
         return 2

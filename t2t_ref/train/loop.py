@@ -11,12 +11,12 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.data import IterableDataset
 
 import t2t_ref
 from t2t_ref.checkpoints import load_checkpoint, save_checkpoint
+from t2t_ref.evaluate import Evaluation, evaluate
 from t2t_ref.inspection import count_parameters
 from t2t_ref.train import sampling
 from t2t_ref.train.log import LOGGER, Log, WarningsToLog, draw_curve
@@ -373,15 +373,15 @@ class Run:
                 logits = self.prepared(images)
                 loss = F.cross_entropy(logits, targets)
                 self.accelerator.backward(loss)
+                losses.append(loss.detach())
+                correct = correct + (logits.argmax(1) == targets.argmax(1)).sum()
                 if self.accelerator.sync_gradients:
                     limit = self.recipe.clip_grad or float("inf")
                     norm = self.accelerator.clip_grad_norm_(self.model.parameters(), limit)
-                    measured = self.measure([*losses, loss.detach()], correct + hits(logits, targets), norm)
+                    measured = self.measure(losses, correct, norm)
                     self.check_finite(measured, seen)
                 self.stepper.step()  # both do nothing until the last of the batches
                 self.stepper.zero_grad()
-            losses.append(loss.detach())
-            correct = correct + hits(logits, targets)
         if self.average:
             self.average.update_parameters(self.model)
         return measured
@@ -426,8 +426,8 @@ class Run:
         recipe, last = self.recipe, self.epoch + 1 == self.recipe.epochs
         line = {"epoch": self.epoch + 1, "update": self.update, "lr": self.lr}
         if recipe.evaluate_every and ((self.epoch + 1) % recipe.evaluate_every == 0 or last):
-            measured = evaluate(self.average or self.model, self.data.test, self.augment, recipe, self.accelerator)
-            line |= {f"test_{name}": value for name, value in measured.items()}
+            found = self.evaluate()
+            line |= {"test_loss": found.loss, "test_accuracy": found.top1, "test_top5": found.top5}
         now = time.perf_counter()
         self.seconds, self.clock = self.seconds + now - self.clock, now
         self.log.write("epoch", **line, seconds=round(self.seconds, 2))
@@ -441,6 +441,16 @@ class Run:
             self.scheduler.step()
         if recipe.save_every and self.epoch % recipe.save_every == 0 and not last:
             self.save()
+
+    def evaluate(self) -> Evaluation:
+        """The test set, by the average of the weights if there is one."""
+        options = dict(batch_size=self.recipe.batch_size, workers=self.recipe.workers, accelerator=self.accelerator)
+        try:
+            with self.accelerator.autocast():
+                model, classes = self.average or self.model, self.data.num_classes
+                return evaluate(model, self.data.test, self.augment.normalise, classes, **options)
+        except ValueError as error:
+            raise NotFinite(f"evaluation after epoch {self.epoch + 1}: {error}; {self.way_on()}") from error
 
     # ---- stopping
 
@@ -505,38 +515,10 @@ class Run:
             tqdm.write(text)
 
 
-def evaluate(model, data, augment, recipe: Recipe, accelerator) -> dict[str, float]:
-    """Loss, accuracy and top-5 accuracy on a data set, over all processes; every image counts once."""
-    device = accelerator.device
-    totals = torch.zeros(4, device=device)
-    training = model.training
-    model.eval()
-    share = accelerator.process_index, accelerator.num_processes
-    with torch.no_grad(), accelerator.autocast():
-        for images, labels in sampling.evaluation_batches(data, recipe.batch_size, *share, recipe.workers):
-            known = labels >= 0  # -1: an image that could not be read
-            images, labels = images[known], labels[known].to(device)
-            if not len(labels):
-                continue
-            logits = model(augment.normalise(images.to(device))).float()
-            best = logits.topk(min(5, logits.shape[1])).indices
-            found = best == rearrange(labels, "b -> b 1")
-            loss = F.cross_entropy(logits, labels, reduction="sum")
-            totals += torch.stack([loss, found[:, 0].sum(), found.sum(), torch.tensor(len(labels), device=device)])
-    model.train(training)
-    loss, first, five, count = accelerator.reduce(totals, "sum").tolist()
-    return {"loss": loss / count, "accuracy": first / count, "top5": five / count}
-
-
 def leave_group() -> None:
     """Leave the group of processes, or torch complains at the end."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
-
-
-def hits(logits: Tensor, targets: Tensor) -> Tensor:
-    """How many predictions name the class with the largest share in the target."""
-    return (logits.detach().argmax(1) == targets.argmax(1)).sum()
 
 
 def empty_window() -> dict:
