@@ -1,5 +1,7 @@
 """A small residual network, to look at beside the transformers (chapter 15; He et al. 2016)."""
 
+from collections.abc import Sequence
+
 import torch.nn.functional as F
 from einops import reduce
 from jaxtyping import Float
@@ -40,7 +42,7 @@ class ResNet(nn.Module):
     """
 
     def __init__(
-        self, in_chans: int = 3, num_classes: int = 1000, widths: tuple[int, ...] = (24, 48, 96), depth: int = 2
+        self, in_chans: int = 3, num_classes: int = 1000, widths: Sequence[int] = (24, 48, 96), depth: int = 2
     ):
         super().__init__()
         self.num_classes = num_classes

@@ -21,13 +21,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from t2t_ref.checkpoints import load_model, save_checkpoint
+from t2t_ref.checkpoints import load_checkpoint, load_model, save_checkpoint
 from t2t_ref.data import ScatteredDigits
 from t2t_ref.features import channel_health, channel_similarity, high_frequency_share, shift_response
 from t2t_ref.inspection import count_parameters, eval_without_gradients, tap, token_maps
 from t2t_ref.resnet import ResNet
 from t2t_ref.t2t_vit import T2TViT
 from t2t_ref.vit import ViT
+from t2t_ref.zoo import create_model
 
 DIGITS = dict(digit_size=(40, 56), contrast=0.5)
 MEAN, STD = 0.4, 0.25  # of the pixels, roughly
@@ -35,9 +36,11 @@ BACKBONE = dict(img_size=64, num_classes=10, embed_dim=96, depth=4, num_heads=3,
 SAMPLES = {"t2t": 48_000, "vit": 48_000, "resnet": 24_000}  # images of a training run
 SEEDS = (0, 1, 2)
 NAMES = {"t2t": "T2T-ViT", "vit": "ViT", "resnet": "ResNet"}
-TESTED = 2000  # images that the accuracy is measured on
+TESTED, QUICKLY_TESTED = 2000, 400  # images that the accuracy is measured on
 LOOKED_AT = 256  # images that the statistics are taken over
 SHIFTS = (0, 1, 2, 4, 6, 8, 12, 16)  # pixels
+# timm's ViT-L/16, trained on ImageNet-21k and then on ImageNet at 384 pixels; the names of its weights are ours
+VIT_LARGE = "https://huggingface.co/timm/vit_large_patch16_384.augreg_in21k_ft_in1k/resolve/main/model.safetensors"
 
 
 def build(kind: str) -> nn.Module:
@@ -64,7 +67,7 @@ def recipe_for(kind: str, seed: int):
 # looking
 
 
-def test_digits(count: int, size: int = 64) -> tuple[Float[Tensor, "b c h w"], Int[Tensor, " b"]]:
+def shown_digits(count: int, size: int = 64) -> tuple[Float[Tensor, "b c h w"], Int[Tensor, " b"]]:
     """Normalised test images, the same ones every time, and their labels."""
     images, labels = ScatteredDigits("test", seed=0, size=size, **DIGITS).draw(range(count))
     return (images - MEAN) / STD, labels
@@ -72,13 +75,13 @@ def test_digits(count: int, size: int = 64) -> tuple[Float[Tensor, "b c h w"], I
 
 def accuracy(model: nn.Module, count: int = TESTED) -> float:
     """The share of ``count`` test images that the model names rightly, in percent."""
-    images, labels = test_digits(count)
+    images, labels = shown_digits(count)
     with eval_without_gradients(model):
         found = torch.cat([model(part).argmax(dim=-1) for part in images.split(250)])
     return round(100 * (found == labels).double().mean().item(), 2)
 
 
-def feature_maps(model: nn.Module, image: Float[Tensor, "b c h w"]) -> dict[str, Float[Tensor, "b c h w"]]:
+def feature_maps(model: nn.Module, image: Float[Tensor, "b c h w"]) -> dict[str, Float[Tensor, "b _ _ _"]]:
     """The features of a model as maps, layer by layer, class token left out, under short names.
 
     T2TViT: after each T2T layer, the tokens that enter the backbone (with positions), after each block. ViT: the same
@@ -121,7 +124,7 @@ def short_name(name: str) -> str:
     return {"into blocks": "tokens", "maxpool": "stem"}.get(first, first)
 
 
-def last_maps(model: nn.Module, image: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+def last_maps(model: nn.Module, image: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d rows columns"]:
     """The maps at stride 16 that come before the backbone, or for a residual network the last ones."""
     maps = feature_maps(model, image)
     return maps["tokens"] if "tokens" in maps else list(maps.values())[-1]
@@ -129,7 +132,7 @@ def last_maps(model: nn.Module, image: Float[Tensor, "b c h w"]) -> Float[Tensor
 
 def statistics(model: nn.Module) -> dict:
     """What chapter 15 measures, for one model, on test digits."""
-    images, _ = test_digits(LOOKED_AT)
+    images, _ = shown_digits(LOOKED_AT)
     layers = {}
     for name, maps in feature_maps(model, images).items():
         dead, saturated = channel_health(maps)
@@ -138,7 +141,7 @@ def statistics(model: nn.Module) -> dict:
             channels=maps.shape[1], dead=dead, saturated=saturated, blind=blind, similarity=channel_similarity(maps),
             fine=high_frequency_share(maps).nanmean().item(),
         )  # fmt: skip
-    wide, _ = test_digits(LOOKED_AT, size=64 + max(SHIFTS))
+    wide, _ = shown_digits(LOOKED_AT, size=64 + max(SHIFTS))
     rows = slice(max(SHIFTS) // 2, max(SHIFTS) // 2 + 64)
     response = shift_response(lambda image: last_maps(model, image), wide[:, :, rows], 64, SHIFTS)
     return rounded(dict(layers=layers, shift_response=response.tolist()))
@@ -177,6 +180,30 @@ def load(path: str | os.PathLike) -> nn.Module:
                 model.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
                 return model.eval()
     return load_model(path).eval()
+
+
+def released_models(
+    t2t: str | os.PathLike | bool = True, vit: str | os.PathLike = VIT_LARGE, resnet: nn.Module | None = None, **sizes
+) -> dict[str, nn.Module]:
+    """The models of the paper's Fig. 2, in eval mode: T2T-ViT-24, ViT-L/16, ResNet-50. For any image size.
+
+    Units:   t2t is the authors' file, True downloads it (256 MB); vit is a file with timm's names, a path or a URL (1.2
+             GB); resnet is a model, None takes torchvision's (100 MB). ``sizes`` are arguments of both transformers
+    Raises:  ImportError without torchvision if no resnet is given; what load_checkpoint raises
+    """
+    if resnet is None:
+        from torchvision.models import resnet50
+
+        resnet = resnet50(weights="IMAGENET1K_V1")
+    models = {"t2t": create_model("t2t_vit_24", pretrained=t2t is True, dynamic_img_size=True, **sizes)}
+    if t2t is not True:
+        load_checkpoint(models["t2t"], t2t)
+    models["vit"] = create_model(
+        "vit_large_patch16", img_size=sizes.pop("img_size", 384), dynamic_img_size=True, **sizes
+    )
+    load_checkpoint(models["vit"], vit)
+    models["resnet"] = resnet
+    return {name: model.eval() for name, model in models.items()}
 
 
 # the command
@@ -229,6 +256,7 @@ def main(arguments: list[str]) -> int:
                 save(model, kept / f"{kind}.safetensors")
                 recipe = {name: value for name, value in asdict(recipe_for(kind, seed)).items() if name != "model"}
                 beside = dict(command=command, seed=seed, accuracy=about["runs"][-1]["accuracy"], tested=TESTED)
+                beside |= dict(quick_accuracy=accuracy(model, QUICKLY_TESTED), quickly_tested=QUICKLY_TESTED)
                 write(kept / f"{kind}.json", beside | dict(recipe=recipe))
     write(options.output / "what_it_sees.json", result)
     return 0
