@@ -8,6 +8,7 @@ import signal
 import threading
 from dataclasses import replace
 from types import SimpleNamespace
+from urllib.error import URLError
 
 import pytest
 import tiny
@@ -364,6 +365,22 @@ def test_a_gradient_that_is_not_finite_stops_before_it_reaches_the_weights(tmp_p
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
 
 
+def test_float16_may_skip_some_updates_but_not_many_in_a_row():
+    run = loop.Run(tiny.RECIPE, None, quiet=True, after_update=None)
+    run.close()
+    run.model, run.accelerator = nn.Linear(1, 1), SimpleNamespace(scaler=object())
+    run.optimizer = torch.optim.SGD(run.model.parameters(), lr=0.125)
+    overflow, fine = {"loss": 1.0, "grad_norm": math.inf}, {"loss": 1.0, "grad_norm": 1.0}
+    for _ in range(3):
+        for _ in range(loop.SKIPPED_IN_A_ROW):
+            run.check_finite(overflow, [])
+        run.check_finite(fine, [])
+    for _ in range(loop.SKIPPED_IN_A_ROW):
+        run.check_finite(overflow, [])
+    with pytest.raises(NotFinite, match="grad_norm is inf at update 1, epoch 1, skipped 31 times in a row, learning"):
+        run.check_finite(overflow, [])
+
+
 def test_images_that_are_no_numbers_are_seen(tmp_path):
     images, labels = (tensor.clone() for tensor in tiny.DATA.train.tensors)
     images[13] = float("nan")
@@ -397,6 +414,24 @@ def test_it_trains_outside_of_the_main_thread(tmp_path):
     thread.start()
     thread.join()
     assert results[0].epochs
+
+
+def test_it_starts_from_a_checkpoint_with_another_head(tmp_path):
+    source = t2t_ref.create_model("t2t_vit_7", **dict(tiny.RECIPE.model_options, num_classes=7, img_size=32))
+    t2t_ref.save_checkpoint(source, tmp_path / "source.safetensors")
+    model = loop.build_model(replace(tiny.RECIPE, model_weights=str(tmp_path / "source.safetensors")), 4)
+    assert torch.equal(model.norm.weight, source.norm.weight) and model.head.weight.shape == (4, 16)
+    assert torch.equal(model.blocks[0].attn.qkv.weight, source.blocks[0].attn.qkv.weight)
+
+
+def test_released_weights_that_cannot_be_reached_stop_before_the_first_update(tmp_path, monkeypatch):
+    def unreachable(url, *arguments, **options):
+        raise URLError("no network")
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", unreachable)
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    with pytest.raises(CannotStart, match="cannot download .*T2T_ViT_7.pth.tar: no network"):
+        run(replace(tiny.RECIPE, model_weights="released", model_options=(), img_size=224), after_update=never)
 
 
 def test_too_few_images_for_one_update():
@@ -489,7 +524,7 @@ def test_print_recipe_shows_every_field_and_trains_nothing(capsys):
     assert main(["imagenet", "--model", "t2t_vit_24", "--print-recipe"]) == 0
     shown = dict(line.split(None, 1) for line in capsys.readouterr().out.splitlines() if line and line[0] != "#")
     assert shown.keys() == {field.name.replace("_", "-") for _, field, _ in described_fields()}
-    assert shown["weight-decay"] == "0.065" and shown["ema-decay"].startswith("0.99996")
+    assert shown["weight-decay"].startswith("0.065 ") and shown["ema-decay"].startswith("0.99996")
 
 
 def test_the_command_line_trains(tmp_path, capsys):

@@ -28,6 +28,7 @@ from t2t_ref.zoo import create_model
 
 try:
     import accelerate
+    import kornia  # noqa: F401  augment.py needs it: all that is missing shall be found here
     from accelerate.state import AcceleratorState
     from accelerate.utils import GradientAccumulationPlugin, broadcast_object_list
     from tqdm.auto import tqdm
@@ -35,7 +36,7 @@ except ImportError as error:
     raise ImportError(f'training needs the package {error.name}: pip install "t2t-ref[train]"') from error
 
 # these may differ between a run and its continuation: they do not change what is computed
-FREE_TO_CHANGE = ("workers", "evaluate_every", "save_every", "save_every_updates", "log_every", "compile")
+FREE_TO_CHANGE = ("workers", "evaluate_every", "save_every", "save_every_updates", "log_every")
 SKIPPED_IN_A_ROW = 30  # updates that float16's scaler may skip: from 65536 down to 1 are 16
 WEIGHTS, AVERAGED, CURVE = "weights.safetensors", "weights-ema.safetensors", "curve.png"
 
@@ -92,8 +93,10 @@ def fit(
         try:
             try:
                 run.start_up(data, model, resume, cpu)
-            except (ValueError, OSError, ImportError) as error:
+            except (ValueError, OSError) as error:
                 raise CannotStart(str(error)) from error
+            except ImportError as error:
+                raise CannotStart(f'{error}: pip install "t2t-ref[train]"') from error
             # in memory there is nothing to save, so nothing to finish first
             with nullcontext() if output is None else run.signals.noted():
                 return run.train()
@@ -109,9 +112,10 @@ def build_model(recipe: Recipe, num_classes: int) -> nn.Module:
         num_classes=num_classes,
         img_size=recipe.img_size,
         drop_path_rate=recipe.drop_path,
+        pretrained=recipe.model_weights == "released",
         **dict(recipe.model_options),
     )
-    if recipe.model_weights:
+    if recipe.model_weights not in (None, "released"):
         load_checkpoint(model, recipe.model_weights, progress=False)
     return model
 

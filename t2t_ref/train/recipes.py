@@ -21,75 +21,75 @@ class Recipe:
              and paddings are pixels; rates and probabilities are from 0 to 1, and 0 switches a thing off
     """
 
-    # data: t2t_ref.train.sources knows the names
-    data: str = "digits"
+    # data
+    data: str = "digits"  # or scattered-digits, cifar10, cifar100, imagefolder:PATH, hub:NAME
     data_options: Options = ()  # arguments of the data set, such as clutter of the scattered digits
     test_split: str = "test"  # "val" keeps the test digits unseen while a recipe is being chosen
     epoch_samples: int = 0  # length of an epoch, where samples are drawn without end; 0: the data set says
     workers: int = 0  # processes that read images, for each training process
 
-    # model: a name of t2t_ref.list_models(), changed by further arguments of create_model
-    model: str = "t2t_vit_14"
-    model_options: Options = ()
-    model_weights: str | None = None  # start from this checkpoint: a path or a URL
-    img_size: int = 224
-    drop_path: float = 0.0
+    # model
+    model: str = "t2t_vit_14"  # one of t2t_ref.list_models()
+    model_options: Options = ()  # further arguments of create_model, such as depth
+    model_weights: str | None = None  # to start from: a path, a URL, or "released" for those of the authors
+    img_size: int = 224  # pixels
+    drop_path: float = 0.0  # of the last block; the others have less
     compile: bool = False  # torch.compile
 
     # length and batch
     epochs: int = 310  # warm-up and cool-down are part of them
-    updates_per_epoch: int = 0  # end an epoch after so many; 0: at the end of the data. Streams need it
-    batch_size: int = 64
+    updates_per_epoch: int = 0  # end an epoch after so many; 0: at the end of the data
+    batch_size: int = 64  # images a process and a step
     accumulate: int = 1  # batches whose gradients are added up for one update
-    precision: str = "no"  # "no", "fp16" or "bf16": of automatic mixed precision
-    seed: int = 0
+    precision: str = "no"  # automatic mixed precision: "no", "fp16" or "bf16"
+    seed: int = 0  # of the fresh weights, the order and every draw
 
     # optimizer and learning rate
     optimizer: str = "adamw"  # or "sgd"
-    lr: float = 5e-4
-    weight_decay: float = 0.05
-    decay_all: bool = False  # also biases, norms, the class token
+    lr: float = 5e-4  # at the top of its curve
+    weight_decay: float = 0.05  # of matrices; not of biases, norms, the class token
+    decay_all: bool = False  # weight decay for those too
     momentum: float = 0.9  # of sgd
     clip_grad: float | None = None  # largest norm of all gradients together
     backbone_lr_factor: float = 1.0  # everything but the head learns slower by this, when weights are transferred
-    min_lr: float = 1e-5
-    warmup_lr: float = 1e-6
-    warmup_epochs: int = 10
+    min_lr: float = 1e-5  # where the cosine ends
+    warmup_lr: float = 1e-6  # where the warm-up starts
+    warmup_epochs: int = 10  # in a line up, before the cosine
     cooldown_epochs: int = 10  # at min_lr, after the cosine
     lr_per_update: bool = False  # move along the curve at every update; the authors do once an epoch
 
     # average of the weights
-    ema_decay: float = 0.0
+    ema_decay: float = 0.0  # 0: no average
     ema_warmup: bool = False  # decay at most (1 + t) / (10 + t) after t updates, for short runs
 
     # labels and mixing
-    smoothing: float = 0.0
-    mixup: float = 0.0  # the alpha of the beta distribution
-    cutmix: float = 0.0
+    smoothing: float = 0.0  # share of the target that all classes get
+    mixup: float = 0.0  # the alpha of its beta distribution
+    cutmix: float = 0.0  # likewise
     mix_probability: float = 1.0  # of a batch to be mixed at all
     switch_probability: float = 0.5  # of cutmix, where both are on
 
     # augmentation
     crop_scale: tuple[float, float] = (1.0, 1.0)  # share of the area; (1, 1) with ratio (1, 1): no random crop
-    crop_ratio: tuple[float, float] = (1.0, 1.0)
+    crop_ratio: tuple[float, float] = (1.0, 1.0)  # width by height
     pad_crop: int = 0  # pad by so many pixels, then crop anywhere
-    flip: float = 0.0
+    flip: float = 0.0  # probability of a mirrored image
     train_interpolation: str = "bicubic"  # "random": bilinear or bicubic, by chance
-    rand_augment: float = 0.0  # magnitude
-    rand_augment_ops: int = 2
-    rand_augment_std: float = 0.5
+    rand_augment: float = 0.0  # magnitude, up to 10
+    rand_augment_ops: int = 2  # operations for each image
+    rand_augment_std: float = 0.5  # of the magnitude
     erasing: float = 0.0  # one rectangle of noise, with this probability
 
     # evaluation, and what the numbers of an image mean
-    interpolation: str = "bicubic"
-    crop_pct: float = 1.0
-    mean: tuple[float, ...] = (0.5, 0.5, 0.5)
-    std: tuple[float, ...] = (0.5, 0.5, 0.5)
+    interpolation: str = "bicubic"  # of the resized image
+    crop_pct: float = 1.0  # side of the crop, as a share of the resized image
+    mean: tuple[float, ...] = (0.5, 0.5, 0.5)  # of the values from 0 to 1 in each channel
+    std: tuple[float, ...] = (0.5, 0.5, 0.5)  # and their standard deviation
 
     # how often, in epochs or updates; 0: never. None of these changes the weights
     evaluate_every: int = 1  # epochs
     save_every: int = 1  # epochs
-    save_every_updates: int = 0
+    save_every_updates: int = 0  # updates
     log_every: int = 50  # updates
 
     def __post_init__(self):
@@ -214,6 +214,7 @@ RECIPES = {
     "cifar_transfer": Recipe(
         data="cifar10",
         model="t2t_vit_14",
+        model_weights="released",
         img_size=224,
         epochs=60,
         batch_size=64,
