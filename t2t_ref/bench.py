@@ -4,6 +4,7 @@
     python -m t2t_ref.bench pieces    each improvement by itself, before and after
     python -m t2t_ref.bench tokens    exact attention and random features, by number of tokens
     python -m t2t_ref.bench kinds     where the time of a forward pass goes, by torch's profiler
+    python -m t2t_ref.bench roof      what the machine can do: products and copies a second
     python -m t2t_ref.bench start     import t2t_ref, create a model: each in fresh processes
 
 All candidates of one comparison run in turn, round after round, so that a neighbour who takes the machine for a second
@@ -15,6 +16,7 @@ Options of all commands: --rounds, --threads, --clock, --json FILE. Each command
 
 import argparse
 import json
+import os
 import platform
 import statistics
 import subprocess
@@ -137,7 +139,7 @@ def vit_pytorch_model(case: Case) -> nn.Module:
     try:
         from vit_pytorch.t2t import T2TViT as Peer
     except ImportError as error:
-        raise ImportError(f"vit-pytorch: pip install vit-pytorch (now: {error})") from error
+        raise ImportError(f"vit-pytorch is not measured ({error}): pip install vit-pytorch torchvision") from error
     sizes = create_model_on_meta(case)
     width, depth = sizes.embed_dim, len(sizes.blocks)
     heads, hidden = sizes.blocks[0].attn.num_heads, sizes.blocks[0].mlp.fc1.out_features
@@ -360,6 +362,7 @@ def machine() -> dict[str, str | int]:
         models = [line.split(":")[1].strip() for line in cpu_info.read_text().splitlines() if "model name" in line]
         name = models[0] if models else name
     found: dict[str, str | int] = {"cpu": name, "threads": torch.get_num_threads(), "torch": torch.__version__}
+    found |= {name: value for name, value in os.environ.items() if name.startswith("MALLOC_")}  # glibc's allocator
     if torch.cuda.is_available():
         found["gpu"] = torch.cuda.get_device_name()
     return found
@@ -423,7 +426,8 @@ def table_of(found: dict) -> str:
     ]
     for row in found["rows"]:
         memory = f"{row['peak_mb']:9.0f}" if "peak_mb" in row else ""
-        remark = "" if row["verdict"] in ("faster", "slower") else f"   {row['verdict']}"
+        settled = row is found["rows"][0] or row["verdict"] in ("faster", "slower")
+        remark = "" if settled else f"   {row['verdict']}"
         remark += "" if row["finite"] else "   NOT FINITE"
         lines.append(
             f"{row['implementation']:20}{1e3 * row['seconds']:7.0f}{row['images_per_second']:11.1f}"
@@ -615,16 +619,34 @@ def bench_kinds(options: argparse.Namespace) -> list[dict]:
     return found
 
 
-IMPORT = "import time, torch; t = time.perf_counter(); import t2t_ref; print(time.perf_counter() - t)"
-CREATE = """
-import time, torch, t2t_ref
-t = time.perf_counter(); t2t_ref.create_model("t2t_vit_14"); print(time.perf_counter() - t)
-"""
+def bench_roof(options: argparse.Namespace) -> list[dict]:
+    """The two limits of a machine: products of matrices that fit its caches, and copies that do not."""
+    side, length = 1536, 2**24
+    a, b, c = torch.randn(3, side, side)
+    source, target = torch.randn(2, length)
+    runs = {"product": lambda: torch.mm(a, b, out=c), "copy": lambda: target.copy_(source)}
+    amounts = {"product": ("FLOP", 2 * side**3), "copy": ("bytes", 2 * 4 * length)}  # a copy reads and writes
+    found = []
+    for name, seconds in interleave(runs, options.rounds, clock=CLOCKS[options.clock]).items():
+        unit, amount = amounts[name]
+        low, middle, high = statistics.quantiles([amount / s for s in seconds], n=4, method="inclusive")
+        found.append({"what": name, "unit": unit, "per_second": middle, "low": low, "high": high})
+        print(f"{name}: {middle / 1e9:.1f} billion {unit} a second ({low / 1e9:.1f} to {high / 1e9:.1f})", flush=True)
+    return found
+
+
+STARTS = {  # what is done before the clock starts, and after
+    "import t2t_ref, after torch": ("import torch", "import t2t_ref"),
+    "create t2t_vit_14": ("import t2t_ref", "t2t_ref.create_model('t2t_vit_14')"),
+}
 
 
 def bench_start(options: argparse.Namespace) -> list[dict]:
     found = []
-    for what, code in (("import t2t_ref, after torch", IMPORT), ("create t2t_vit_14", CREATE)):
+    clock = CLOCKS[options.clock].__name__
+    for what, (before, timed) in STARTS.items():
+        before = f"import torch; torch.set_num_threads({options.threads}); {before}"
+        code = f"import time; {before}; t = time.{clock}(); {timed}; print(time.{clock}() - t)"
         seconds = []
         for _ in range(options.rounds):
             child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -661,6 +683,7 @@ COMMANDS = {
     "pieces": bench_pieces,
     "tokens": bench_tokens,
     "kinds": bench_kinds,
+    "roof": bench_roof,
     "start": bench_start,
 }
 

@@ -1,7 +1,7 @@
 """The same function with less time and memory: :func:`fuse` switches a built model over (chapter 16).
 
 Weights, names and numbers stay as they are. Only the way changes: windows are cut in the order in which the pixels lie
-in memory, the weights follow, the last split and its linear layer are one convolution, and the performer keeps its
+in memory, and the weights follow; the last split and its linear layer are one convolution; the performer keeps its
 maxima instead of logarithms of sums. The readable forms, in their own modules, stay the default.
 """
 
@@ -67,9 +67,11 @@ def scaled_performer_attention(
     """
     dtype = torch.promote_types(values.dtype, torch.float32)
     with without_autocast(values.device.type):
-        queries, keys, directions = queries.to(dtype), keys.to(dtype), directions.to(dtype)
+        queries, keys = queries.to(dtype), keys.to(dtype)
+        directions = directions.to(dtype)
         half_squared_norms = [torch.linalg.vector_norm(x, dim=-1, keepdim=True).square() / 2 for x in (queries, keys)]
-        log_keys = einsum(keys, directions, "b n e, m e -> b n m") - half_squared_norms[1]
+        log_keys = einsum(keys, directions, "b n e, m e -> b n m")
+        log_keys = log_keys - half_squared_norms[1]
         key_maxima = log_keys.detach().amax(dim=1, keepdim=True)
         key_features = (log_keys - key_maxima).exp()
         summaries = einsum(key_features, values.to(dtype), "b n m, b n e -> b m e")
@@ -78,12 +80,14 @@ def scaled_performer_attention(
         query_maxima = log_terms.detach().amax(dim=-1, keepdim=True)
         query_features = (log_terms - query_maxima).exp()
         totals = reduce(key_features, "b n m -> b m", "sum")
-        denominators = rearrange(einsum(query_features, totals, "b n m, b m -> b n"), "b n -> b n 1")  # never below 1
+        denominators = einsum(query_features, totals, "b n m, b m -> b n")
+        denominators = rearrange(denominators, "b n -> b n 1")  # never below 1
         factors = 1 / denominators
         if epsilon > 0:
-            log_denominators = query_maxima + denominators.log() - half_squared_norms[0] - math.log(len(directions))
-            factors = factors * torch.sigmoid(log_denominators - math.log(epsilon))
-        # the factors go to the m features of a query and not to its e results, of which there are twice as many
+            log_denominators = query_maxima + denominators.log() - half_squared_norms[0]
+            share = log_denominators - math.log(len(directions)) - math.log(epsilon)
+            factors = factors * torch.sigmoid(share)
+        # not to the e results of a query but to its m features: half as many
         mixed = einsum(query_features * factors, summaries, "b n m, b m e -> b n e")
     return mixed.to(values.dtype)
 
@@ -110,9 +114,13 @@ class FusedTokensToToken(TokensToToken):
 
     def stage(self, image: Float[Tensor, "b h w c"], split: SoftSplit, layer: nn.Module) -> Float[Tensor, "b h2 w2 e"]:
         """Soft split, T2T layer, re-structurization."""
-        tokens = pixel_major_split(image, split)
-        tokens = functional_call(layer, pixel_major_weights(layer, split.kernel), (tokens,))
         rows, _ = split.grid_size((image.shape[1], image.shape[2]))
+        if torch.is_grad_enabled() and image.requires_grad:
+            # the way back through a pixel-major split is slower than through F.unfold
+            tokens = layer(split(rearrange(image, "b h w c -> b c h w")))
+        else:
+            tokens = pixel_major_split(image, split)
+            tokens = functional_call(layer, pixel_major_weights(layer, split.kernel), (tokens,))
         return rearrange(tokens, "b (h w) e -> b h w e", h=rows)
 
     def forward(self, image: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n d"]:
