@@ -254,7 +254,9 @@ def evaluate_recipe(
 
 
 def draw_confusion(result: Evaluation, path: str | Path | None = None):
-    """The confusion matrix as a picture, each row in per cent of its class. A figure, and a file if there is a path.
+    """What each class is wrongly taken for, as a picture. Returns a figure; a file too, if there is a path.
+
+    What is right is left grey, for beside it nothing else could be seen: how much that is stands beside the class.
 
     Raises:  ValueError for more classes than can be seen
     """
@@ -268,13 +270,16 @@ def draw_confusion(result: Evaluation, path: str | Path | None = None):
         raise ValueError(f"{k} classes are too many for a picture, expected at most {MOST_CLASSES}")
     shares = 100 * result.confusion / reduce(result.confusion, "true taken -> true 1", "sum").clamp(min=1)
     names = [result.name(label) for label in range(k)]
+    right = [f"{name}  ({share:.0f} %)" for name, share in zip(names, shares.diag().tolist(), strict=True)]
     with matplotlib.rc_context(figures.STYLE):
         figure = Figure(figsize=(6.4, 5.4))
         axes = figure.subplots()
-        picture = axes.imshow(shares.numpy(), vmin=0, vmax=100)
+        axes.set_facecolor("#CCCCCC")
+        wrong = shares.fill_diagonal_(float("nan"))
+        picture = axes.imshow(wrong.numpy(), vmin=0, vmax=max(1.0, float(wrong.nan_to_num().max())))
         axes.set_xticks(range(k), names, rotation=0 if max(map(len, names)) < 3 else 90)
-        axes.set_yticks(range(k), names)
-        axes.set(xlabel="taken for", ylabel="class")
+        axes.set_yticks(range(k), right)
+        axes.set(xlabel="wrongly taken for", ylabel="class (share of it that is right)")
         figure.colorbar(picture, label="share of the class (%)")
         if path is not None:
             figure.savefig(path, dpi=200, format="png")

@@ -85,13 +85,14 @@ def test_the_text_and_the_pairs_confused_most():
     assert "confusion" not in Evaluation(torch.eye(41, dtype=torch.int64), 41, 0.0).summary()
 
 
-def test_the_picture_shows_shares_of_each_class(tmp_path):
-    confusion = torch.tensor([[8, 2], [0, 5]])
-    figure = draw_confusion(Evaluation(confusion, 15, 0.1, 0, ("cat", "dog")), tmp_path / "confusion.png")
+def test_the_picture_shows_what_is_wrong_in_shares_of_each_class(tmp_path):
+    confusion = torch.tensor([[8, 2, 0], [0, 5, 0], [1, 2, 1]])
+    figure = draw_confusion(Evaluation(confusion, 15, 0.1, 0, ("cat", "dog", "owl")), tmp_path / "confusion.png")
     axes = figure.axes[0]
-    assert axes.images[0].get_array().tolist() == [[80, 20], [0, 100]]
-    assert [label.get_text() for label in axes.get_yticklabels()] == ["cat", "dog"]
-    assert axes.get_xlabel() == "taken for"
+    shown = axes.images[0].get_array()
+    assert shown.filled(-1).tolist() == [[-1, 20, 0], [0, -1, 0], [25, 50, -1]]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["cat  (80 %)", "dog  (100 %)", "owl  (25 %)"]
+    assert axes.get_xlabel() == "wrongly taken for" and axes.images[0].get_clim() == (0, 50)
     assert Image.open(tmp_path / "confusion.png").size[0] > 800
     with pytest.raises(ValueError, match="41 classes are too many for a picture, expected at most 40"):
         draw_confusion(Evaluation(torch.eye(41, dtype=torch.int64), 41, 0.0))
