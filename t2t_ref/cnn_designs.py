@@ -124,7 +124,8 @@ def ghost_operation(channels: int) -> nn.Conv1d:
 
 def ghost(operation: nn.Conv1d, tokens: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
     """The ghost of the tokens: every channel times its factor."""
-    return rearrange(operation(rearrange(tokens, "b n d -> b d n")), "b d n -> b n d")
+    channels_first = rearrange(tokens, "b n d -> b d n")
+    return rearrange(operation(channels_first), "b d n -> b n d")
 
 
 class GhostAttention(Attention):
@@ -279,7 +280,8 @@ class DenseBlock(Block):
         self.dense_linear = nn.Linear(dim, growth_rate)
 
     def forward(self, tokens: Float[Tensor, "b n d"]) -> Float[Tensor, "b n e"]:
-        return torch.cat([tokens, self.dense_linear(super().forward(tokens))], dim=-1)
+        new = self.dense_linear(super().forward(tokens))
+        return torch.cat([tokens, new], dim=-1)
 
 
 class Transition(nn.Module):
