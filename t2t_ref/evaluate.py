@@ -322,7 +322,8 @@ def main(argv: list[str] | None = None) -> int:
                 write_results(Path(options.output), options.weights, recipe, result)
         accelerator.end_training()
     except (ValueError, OSError, ImportError) as error:
-        print(f"t2t_ref.evaluate: {error}", file=sys.stderr)
+        remedy = ': pip install "t2t-ref[train]"' if isinstance(error, ModuleNotFoundError) else ""
+        print(f"t2t_ref.evaluate: {error}{remedy}", file=sys.stderr)
         return 2
     return 0
 

@@ -3,6 +3,7 @@
 import io
 import logging
 import random
+import sys
 
 import datasets
 import numpy as np
@@ -174,6 +175,17 @@ def test_unknown_sources_suggest_the_nearest():
         open_data(recipe_for("cifar11"))
     with pytest.raises(ValueError, match="imagefolder needs a place: imagefolder:PATH"):
         open_data(recipe_for("imagefolder"))
+
+
+def test_a_missing_package_comes_with_its_remedy(monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(ImportError, match=r'need the package datasets: pip install "t2t-ref\[train\]"'):
+        open_data(recipe_for("cifar10"))
+    assert len(open_data(recipe_for("digits")).test) == 400  # the digits do without
+    monkeypatch.delitem(sys.modules, "t2t_ref.train.augment", raising=False)
+    monkeypatch.setitem(sys.modules, "kornia.augmentation", None)
+    with pytest.raises(ImportError, match=r'augmentation needs the package kornia.*"t2t-ref\[train\]"'):
+        import t2t_ref.train.augment  # noqa: F401
 
 
 # crops

@@ -9,20 +9,24 @@ All chance comes from torch's global generators: after ``torch.manual_seed(s)`` 
 import math
 from collections.abc import Callable
 
-import kornia.augmentation as K
-import kornia.enhance as E
 import torch
 import torch.nn.functional as F
 from einops import rearrange, reduce
 from jaxtyping import Float, Int, UInt8
-from kornia.geometry.bbox import bbox_generator
-from kornia.geometry.transform import warp_affine
 from torch import Tensor, nn
 from torch.distributions import Beta
 
 from t2t_ref.tokens_to_token import pair
 from t2t_ref.train.recipes import Recipe
 from t2t_ref.train.sources import crops_at_reading
+
+try:
+    import kornia.augmentation as K
+    import kornia.enhance as E
+    from kornia.geometry.bbox import bbox_generator
+    from kornia.geometry.transform import warp_affine
+except ImportError as error:
+    raise ImportError(f'augmentation needs the package {error.name}: pip install "t2t-ref[train]"') from error
 
 Images = Float[Tensor, "b c h w"]
 Factors = Float[Tensor, "b"]
@@ -191,7 +195,7 @@ class Augment(nn.Module):
              labels  b
              return  (b c h w, b k)   float32, k classes; h = w = img_size
     Units:   the images returned are in standard deviations from the recipe's mean
-    Raises:  ValueError for labels that are no classes, and for a number of channels other than that of the mean
+    Raises:  ValueError for a number of channels other than that of the mean
     Source:  the authors' main.py, whose mixup comes before the normalisation, and erasing after; F.cross_entropy takes
              such targets, so their SoftTargetCrossEntropy is not needed
     """
@@ -241,9 +245,8 @@ class Augment(nn.Module):
         """Images for evaluation: resized, the centre cut out where the recipe says so, normalised."""
         images = self.to_floats(images)
         if not self.is_read_to_size:
-            images = resize(
-                images, tuple(int(side / self.recipe.crop_pct) for side in self.size), self.recipe.interpolation
-            )
+            whole = tuple(int(side / self.recipe.crop_pct) for side in self.size)
+            images = resize(images, whole, self.recipe.interpolation)
             top, left = (round((a - b) / 2) for a, b in zip(images.shape[-2:], self.size, strict=True))
             images = images[..., top : top + self.size[0], left : left + self.size[1]]
         return (images - self.mean) / self.std

@@ -72,6 +72,10 @@ def open_data(recipe: Recipe, training: bool = True) -> Data:
         raise ValueError(f"{kind} needs a place: {kind}:{'PATH' if kind == 'imagefolder' else 'NAME'}")
     if kind in ("digits", "scattered-digits"):
         return open_digits(recipe, kind, training)
+    try:
+        import datasets  # noqa: F401
+    except ImportError as error:
+        raise ImportError(f'files of images need the package {error.name}: pip install "t2t-ref[train]"') from error
     if kind == "imagefolder":
         return open_folder(recipe, Path(where).expanduser(), training)
     return open_hub(recipe, where or f"uoft-cs/{kind}", training, stream=kind == "hub")
@@ -188,8 +192,8 @@ def open_hub(recipe: Recipe, name: str, training: bool, stream: bool) -> Data:
             rows = rows if theirs == ours else rows.rename_column(theirs, ours)
         if not stream:
             return Images(rows, recipe, training)
-        length = (training and recipe.epoch_samples) or (rows.info.splits or {split: None})[split]
-        return Stream(rows, recipe, training, getattr(length, "num_examples", length))
+        said = (rows.info.splits or {}).get(split)
+        return Stream(rows, recipe, training, recipe.epoch_samples or (said.num_examples if said else None))
 
     names = columns[label].names
     return Data(wrap("train", True) if training else None, wrap(test, False), len(names), tuple(names))
