@@ -135,8 +135,9 @@ def test_linked_and_nested_folders_count(tmp_path):
         (tmp_path / "data [1]" / split / "linked").symlink_to(tmp_path / "real" / "val" / "n01")
         (tmp_path / "data [1]" / split / "nested" / "deep").mkdir(parents=True)
         random_image().save(tmp_path / "data [1]" / split / "nested" / "deep" / "a.JPEG")
+        (tmp_path / "data [1]" / split / "nested" / "far").symlink_to(tmp_path / "real" / "val" / "n02")
     data = open_data(recipe_for(f"imagefolder:{tmp_path / 'data [1]'}"))
-    assert labels_of(data.test) == [0, 0, 0, 0, 1]
+    assert labels_of(data.test) == [0] * 4 + [1] * 5
 
 
 def test_folders_that_cannot_be_trained_on_are_refused_at_the_start(tmp_path):

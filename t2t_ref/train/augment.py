@@ -163,6 +163,15 @@ class CutMix(K.RandomCutMixV2):
         pairs = rearrange(torch.arange(b).flip(0), "b -> 1 b")
         return {"mix_pairs": pairs, "crop_src": boxes, "image_shape": torch.tensor([float(h), float(w)])}
 
+    def apply_transform(self, input, params, maybe_flags=None) -> Tensor:
+        # with one box for all a slice does; kornia makes a mask of the size of the batch, on the CPU
+        corners = params["crop_src"][0, 0].long()
+        (left, top), (right, bottom) = corners[0].tolist(), corners[2].tolist()
+        inside = (..., slice(top, bottom + 1), slice(left, right + 1))
+        mixed = input.clone()
+        mixed[inside] = input.flip(0)[inside]
+        return mixed
+
 
 def soft_targets(
     labels: Int[Tensor, "b"],
