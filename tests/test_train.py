@@ -65,9 +65,13 @@ def test_the_rate_may_move_with_every_update():
 
 def test_each_group_has_a_cosine_from_its_own_rate():
     recipe = RECIPES["cifar_transfer"]
-    assert learning_rate(recipe, 0, base=0.05) == 0.05
-    assert learning_rate(recipe, 0, base=5e-4) == 5e-4
-    assert learning_rate(recipe, 30, base=5e-4) == pytest.approx((5e-4 + 2e-4) / 2)
+    optimizer = torch.optim.SGD([{"params": [nn.Parameter(torch.zeros(1))], "lr": rate} for rate in (5e-4, 0.05)])
+    scheduler = make_scheduler(optimizer, recipe, updates_per_epoch=700)
+    for epoch, rates in ((0, (5e-4, 0.05)), (30, ((5e-4 + 2e-4) / 2, (0.05 + 2e-4) / 2)), (60, (2e-4, 2e-4))):
+        while scheduler.last_epoch < epoch:
+            optimizer.step()
+            scheduler.step()
+        assert [group["lr"] for group in optimizer.param_groups] == pytest.approx(rates)
 
 
 # ---- groups of parameters

@@ -175,7 +175,7 @@ def main(argv: list[str] | None = None) -> int:
     except loop.CannotStart as error:
         print(f"{who}{error}", file=sys.stderr)
         return 2
-    except loop.NotFinite as error:
+    except (loop.NotFinite, OSError) as error:  # OSError: the disk, once training is under way
         print(f"{who}stopped: {error}", file=sys.stderr)
         return 1
     except loop.Interrupted as error:
