@@ -147,7 +147,7 @@ def list_images(folder: Path) -> dict[str, list[str]]:
         found[name] = [path for path in paths if path.lower().endswith(ENDINGS)]
         others += [path for path in paths if not path.lower().endswith(ENDINGS)]
     if others:
-        log.warning("%d files are left out, as their endings are no image's: %s", len(others), ", ".join(others[:20]))
+        log.warning("left out, as their endings are no image's (%d): %s", len(others), ", ".join(others[:20]))
     empty = [name for name, paths in found.items() if not paths]
     if empty:
         raise ValueError(f"{len(empty)} of {len(found)} classes in {folder} have no images: {', '.join(empty[:5])}")
