@@ -21,12 +21,12 @@ def mixed(*numbers: int) -> int:
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
 
 
-def seed_all(*numbers: int) -> None:
-    """Seed the generators of Python, numpy and torch, all devices included."""
+def seed_all(*numbers: int, devices: bool = True) -> None:
+    """Seed the generators of Python, numpy and torch: all devices' (0.1 ms), or that of the CPU alone (0.02 ms)."""
     seed = mixed(*numbers)
     random.seed(seed)
     np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
+    (torch.manual_seed if devices else torch.default_generator.manual_seed)(seed)
 
 
 @contextmanager
@@ -48,14 +48,14 @@ class Reproducible(Dataset):
     One with ``__getitems__`` is asked for a whole batch, and seeds what it draws itself.
     """
 
-    def __init__(self, data: Dataset, seed: int, epoch: int):
+    def __init__(self, data, seed: int, epoch: int):
         self.data, self.key = data, (SAMPLE, seed, epoch)
 
     def __len__(self) -> int:
         return len(self.data)
 
     def __getitem__(self, index: int):
-        seed_all(*self.key, index)
+        seed_all(*self.key, index, devices=False)
         return self.data[index]
 
     def __getitems__(self, indices: list[int]) -> list:
