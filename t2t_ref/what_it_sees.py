@@ -14,6 +14,7 @@ import os
 import platform
 import sys
 import time
+from copy import deepcopy
 from dataclasses import asdict
 from pathlib import Path
 
@@ -23,8 +24,14 @@ from torch import Tensor, nn
 
 from t2t_ref.checkpoints import load_checkpoint, load_model, save_checkpoint
 from t2t_ref.data import ScatteredDigits
-from t2t_ref.features import channel_health, channel_similarity, high_frequency_share, shift_response
-from t2t_ref.inspection import count_parameters, eval_without_gradients, tap, token_maps
+from t2t_ref.features import (
+    channel_health,
+    channel_similarity,
+    high_frequency_share,
+    layer_similarity,
+    shift_response,
+)
+from t2t_ref.inspection import count_parameters, eval_without_gradients, tap, token_attention_maps, token_maps
 from t2t_ref.resnet import ResNet
 from t2t_ref.t2t_vit import T2TViT
 from t2t_ref.vit import ViT
@@ -133,8 +140,8 @@ def last_maps(model: nn.Module, image: Float[Tensor, "b c h w"]) -> Float[Tensor
 def statistics(model: nn.Module) -> dict:
     """What chapter 15 measures, for one model, on test digits."""
     images, _ = shown_digits(LOOKED_AT)
-    layers = {}
-    for name, maps in feature_maps(model, images).items():
+    seen, layers = feature_maps(model, images), {}
+    for name, maps in seen.items():
         dead, saturated = channel_health(maps)
         blind, _ = channel_health(maps, count_places=False)
         layers[name] = dict(
@@ -144,7 +151,27 @@ def statistics(model: nn.Module) -> dict:
     wide, _ = shown_digits(LOOKED_AT, size=64 + max(SHIFTS))
     rows = slice(max(SHIFTS) // 2, max(SHIFTS) // 2 + 64)
     response = shift_response(lambda image: last_maps(model, image), wide[:, :, rows], 64, SHIFTS)
-    return rounded(dict(layers=layers, shift_response=response.tolist()))
+    alike = layer_similarity(list(seen.values()))
+    found = dict(layers=layers, shift_response=response.tolist(), cka=alike.tolist())
+    if isinstance(model, T2TViT):
+        found["silent"] = silent_shares(model, images[:64])
+        found["accuracy_without_token_attention"] = accuracy(without_token_attention(model))
+    return rounded(found)
+
+
+def silent_shares(model: T2TViT, image: Float[Tensor, "b c h w"]) -> list[float]:
+    """For each performer: the share of tokens that get less than half of their attention, the rest going to epsilon."""
+    shares = [weights.sum(dim=-1) for weights in token_attention_maps(model, image)]
+    return [(share < 0.5).double().mean().item() for share in shares]
+
+
+def without_token_attention(model: T2TViT) -> T2TViT:
+    """A copy whose T2T layers attend to nothing: values and MLPs are left, as if all weights of attention were 0."""
+    copy = deepcopy(model)
+    with torch.no_grad():
+        for layer in (copy.tokens_to_token.attention1, copy.tokens_to_token.attention2):
+            layer.proj.weight.zero_()
+    return copy
 
 
 def rounded(value):

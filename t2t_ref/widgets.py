@@ -24,7 +24,7 @@ MODES = ("one", "three")
 SIDES = (8, 64)  # the smallest and the largest picture, in pixels
 MAX_STRIDE, MAX_PADDING, MORE_KERNEL = 16, 8, 4  # ends of the sliders; the kernel may outgrow the picture by 4
 WIDE, TALL = 680, 1250  # heights of the frame in pixels: columns from 660 pixels of width on, else one below the other
-VIEWER_WIDE, VIEWER_TALL = 830, 880
+VIEWER_WIDE, VIEWER_TALL = 830, 920
 LARGEST_VIEWER = 400_000  # bytes of a feature viewer in a notebook
 
 

@@ -24,6 +24,8 @@ from t2t_ref.what_it_sees import (
     rounded,
     save,
     shown_digits,
+    silent_shares,
+    without_token_attention,
 )
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
@@ -149,6 +151,21 @@ def test_the_command(tmp_path, monkeypatch):
     assert about["runs"][0]["before"] == about["runs"][0]["after"]  # this fit does nothing
     assert about["parameters"] == count_parameters(model)
     assert (tmp_path / "results" / "weights" / "resnet.safetensors").exists()
+
+
+def test_silent_tokens():
+    """Long keys send the denominator below epsilon; then the layer without attention is the same layer."""
+    torch.manual_seed(0)
+    model, (images, _) = build("t2t").eval(), shown_digits(4)
+    assert silent_shares(model, images) == [0, 0]
+    assert not torch.allclose(without_token_attention(model)(images), model(images), atol=1e-4)
+    before = model.state_dict()["tokens_to_token.attention1.proj.weight"].clone()
+    for layer in (model.tokens_to_token.attention1, model.tokens_to_token.attention2):
+        with torch.no_grad():
+            layer.kqv.weight *= 60
+    assert silent_shares(model, images) == [1, 1]
+    torch.testing.assert_close(without_token_attention(model)(images), model(images))
+    assert torch.equal(model.tokens_to_token.attention1.proj.weight, before)  # it was a copy
 
 
 def test_rounding():
