@@ -34,15 +34,16 @@ from t2t_ref.token_performer import TokenPerformer
 from t2t_ref.tokens_to_token import check_known
 from t2t_ref.vit import ViT
 
-DATA = dict(size=64, digit_size=(40, 56), polarity="light", contrast=0.5, clutter=0, noise=0.05)
-TRAINING = dict(samples=20_000, batch_size=50, weight_decay=0.05, warmup=0.1, clip_grad=1.0)
+DATA = dict(size=64, digit_size=(40, 56), polarity="light", contrast=0.7, clutter=0, noise=0.05)
+TRAINING = dict(samples=12_000, batch_size=50, weight_decay=0.05, warmup=0.1, clip_grad=1.0)
 RATES = (5e-4, 1e-3, 2e-3)
 SEARCH_SEED = 100
 SEEDS = (0, 1, 2, 3, 4)
-BACKBONE = dict(img_size=64, num_classes=10, embed_dim=96, depth=4, num_heads=3, mlp_ratio=2.0)
+BACKBONE = dict(img_size=64, num_classes=10, embed_dim=96, depth=4, num_heads=4, mlp_ratio=2.0)
 # dropout in the performer alone would be one more difference between the arms
 T2T = BACKBONE | dict(token_dim=32, performer_drop_rate=0.0)
 DEEP, WIDE = dict(embed_dim=64, num_heads=2), dict(embed_dim=132, num_heads=4, depth=2)
+SLIM = dict(embed_dim=80)  # about the parameters of a ghost model, without ghosts
 
 MODELS = {"t2t": T2TViT, "t2t ghost": GhostT2TViT, "vit": ViT, "vit se": SEViT, "vit ghost": GhostViT}
 
@@ -81,9 +82,9 @@ EXPERIMENTS: dict[str, dict[str, dict]] = {
         "redrawn": PERFORMER | dict(redraw=True),
     },
     "sample_efficiency": {
-        **{f"T2T, {n} images": PERFORMER | dict(distinct=n) for n in (1000, 3000, 9000)},
+        **{f"T2T, {n} images": PERFORMER | dict(distinct=n) for n in (1000, 2000, 4000)},
         "T2T, endless": PERFORMER,
-        **{f"hard split, {n} images": VIT_ARM | dict(distinct=n) for n in (1000, 3000, 9000)},
+        **{f"hard split, {n} images": VIT_ARM | dict(distinct=n) for n in (1000, 2000, 4000)},
         "hard split, endless": VIT_ARM,
     },
     "cnn_designs": {
@@ -91,8 +92,10 @@ EXPERIMENTS: dict[str, dict[str, dict]] = {
         "hard split, SE": VIT_ARM | dict(kind="vit se"),
         "hard split, 12 heads": VIT_ARM | dict(num_heads=12),
         "hard split, ghost": VIT_ARM | dict(kind="vit ghost"),
+        "hard split, slim": VIT_ARM | SLIM,
         "T2T, plain": PERFORMER,
         "T2T, ghost": PERFORMER | dict(kind="t2t ghost"),
+        "T2T, slim": PERFORMER | SLIM,
     },
 }
 
