@@ -3,8 +3,8 @@
     python -m t2t_ref.experiments                    lists them
     python -m t2t_ref.experiments tokenisers         runs one and writes results/tokenisers.json
 
-Every arm gets the same budget and the same search for its learning rate: each of ``RATES`` once, at half the samples,
-with a seed of its own, judged on validation digits. Its best rate then trains one model a seed. The seed fixes the
+Every arm gets the same budget and the same search for its learning rate: each of ``RATES`` once, with a seed of its
+own, judged on validation digits. Its best rate then trains one model a seed. The seed fixes the
 first weights and the stream of images, so that arms can be compared seed by seed. Test digits are looked at once, at
 the end of each of these runs. A file is written after every run; the same command goes on where it was interrupted.
 One thread, so that the numbers do not depend on the machine's cores.
@@ -263,7 +263,7 @@ def describe() -> dict:
         versions=dict(python=platform.python_version(), torch=torch.__version__),
         device=f"{platform.machine()} processor, 1 thread",
         data=dict(name="scattered digits") | {k: list(v) if isinstance(v, tuple) else v for k, v in DATA.items()},
-        training=dict(TRAINING, rates=list(RATES), search_samples=TRAINING["samples"] // 2, search_seed=SEARCH_SEED),
+        training=dict(TRAINING, rates=list(RATES), search_seed=SEARCH_SEED),
     )
 
 
@@ -291,7 +291,7 @@ def run_experiment(name: str, folder: Path, seeds: tuple[int, ...] = SEEDS, say:
     for label, arm in result["arms"].items():
         for rate in RATES:
             if str(rate) not in arm["search"]:
-                found = run(arm["values"], rate, SEARCH_SEED, TRAINING["samples"] // 2, "val")
+                found = run(arm["values"], rate, SEARCH_SEED, TRAINING["samples"], "val")
                 arm["search"][str(rate)] = dict(accuracy=found["accuracy"], seconds=found["seconds"])
                 write(path, result)
                 say(f"{name}: {label}: rate {rate}: {found['accuracy']} % of validation")
