@@ -334,8 +334,16 @@ def test_a_stream_ends_after_whole_batches_the_same_in_every_process(tmp_path, m
             batches = list(loader)
             assert len(batches) == 2 and all(images.shape == (4, 3, SIZE, SIZE) for images, _ in batches)
             epochs.append(torch.cat([images for images, _ in batches]))
-        assert torch.equal(epochs[0], epochs[2]) and not torch.equal(epochs[0], epochs[1])
+        assert torch.equal(epochs[0], epochs[2])
+        first, second = ({image.numpy().tobytes() for image in epoch} for epoch in epochs[:2])
+        assert len(first) == 8 and not first & second  # each time another crop
         seen += [image.numpy().tobytes() for image, _ in data.test]
+    whole = open_data(recipe_for(f"hub:{tmp_path / 'hub'}", epoch_samples=24, batch_size=4)).train
+    orders = []
+    for epoch in range(3):
+        whole.set_epoch(epoch)
+        orders.append(tuple(image.numpy().tobytes() for image, _ in whole))
+    assert len(set(orders)) == 3  # without crops only the order changes
     assert len(seen) == 24 == len(set(seen))  # the test images once, over all processes
 
 
