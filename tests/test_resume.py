@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import signal
 import time
+from dataclasses import replace
 
 import pytest
 import tiny
@@ -12,9 +13,19 @@ import torch
 
 from t2t_ref.train import CannotStart, fit, loop, state
 
+RECIPE = replace(tiny.RECIPE, log_every=4)  # states every second update: some fall between two lines of the log
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_curve():
+    """Drawing takes half of the time of these runs, and is tested elsewhere."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(loop, "draw_curve", lambda lines, path: None)
+        yield
+
 
 def run(folder, **options):
-    return fit(tiny.RECIPE, folder, data=tiny.DATA, cpu=True, **options)
+    return fit(RECIPE, folder, data=tiny.DATA, cpu=True, **options)
 
 
 def kill() -> None:
@@ -199,8 +210,6 @@ def test_a_finished_run_is_left_alone(whole):
 
 
 def test_another_recipe_is_refused_by_name(whole):
-    from dataclasses import replace
-
     for change, message in (
         ({"lr": 0.5}, "lr was 0.01, is 0.5"),
         ({"model_options": (("depth", 2),)}, "model_options was"),
@@ -208,8 +217,8 @@ def test_another_recipe_is_refused_by_name(whole):
         ({"epochs": 9, "seed": 3}, "epochs was 3, is 9; seed was 0, is 3"),
     ):
         with pytest.raises(CannotStart, match=f"another recipe: {message}"):
-            fit(replace(tiny.RECIPE, **change), whole, data=tiny.DATA, cpu=True, resume=True)
-    other = replace(tiny.RECIPE, workers=1, log_every=7, save_every=0, batch_size=4, accumulate=2)
+            fit(replace(RECIPE, **change), whole, data=tiny.DATA, cpu=True, resume=True)
+    other = replace(RECIPE, workers=1, log_every=7, save_every=0, batch_size=4, accumulate=2)
     fit(other, whole, data=tiny.DATA, cpu=True, resume=True)
 
 

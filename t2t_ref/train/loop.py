@@ -506,7 +506,8 @@ class Run:
             draw_curve(self.log.lines, self.folder / CURVE)
 
     def result(self) -> Result:
-        self.accelerator.unwrap_model(self.prepared, keep_fp32_wrapper=False, keep_torch_compile=False)
+        for name in ("forward", "_original_forward"):  # of accelerate, whose unwrapping breaks compiled models
+            vars(self.model).pop(name, None)
         self.model.eval()
         return Result(self.recipe, self.model, self.average.module if self.average else None, self.log.lines)
 
