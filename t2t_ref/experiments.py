@@ -347,14 +347,14 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float]:
     Raises:  ValueError for fewer than two values, which have no spread
     Source:  Student, "The probable error of a mean", Biometrika 6, 1908
     """
-    from scipy.stats import t
+    from scipy.special import stdtrit
 
     n = len(values)
     if n < 2:
         raise ValueError(f"found {n} value(s), expected at least 2: a single run has no spread")
     mean = sum(values) / n
     deviation = math.sqrt(sum((value - mean) ** 2 for value in values) / (n - 1))
-    return mean, float(t.ppf(0.975, n - 1)) * deviation / math.sqrt(n)
+    return mean, float(stdtrit(n - 1, 0.975)) * deviation / math.sqrt(n)
 
 
 def paired_interval(arm: dict, base: dict) -> tuple[float, float]:
