@@ -722,7 +722,8 @@ def main(arguments: list[str]) -> int:
     torch.backends.cudnn.allow_tf32 = False  # else a convolution would round where a linear layer does not
     found = COMMANDS[options.command](options)
     if options.json:
-        command = " ".join(["python -m t2t_ref.bench", *arguments])
+        threads = [] if "--threads" in arguments else ["--threads", str(options.threads)]
+        command = " ".join(["python -m t2t_ref.bench", *arguments, *threads])
         content = {"command": command, "machine": machine() | {"clock": options.clock}, "found": found}
         Path(options.json).write_text(json.dumps(content, indent=1) + "\n")
     if getattr(options, "picture", None):

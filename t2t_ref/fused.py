@@ -84,7 +84,8 @@ def scaled_performer_attention(
         denominators = rearrange(denominators, "b n -> b n 1")  # never below 1
         factors = 1 / denominators
         if epsilon > 0:
-            log_denominators = query_maxima + denominators.log() - half_squared_norms[0]
+            log_denominators = query_maxima + denominators.log()
+            log_denominators = log_denominators - half_squared_norms[0]
             share = log_denominators - math.log(len(directions)) - math.log(epsilon)
             factors = factors * torch.sigmoid(share)
         # not to the e results of a query but to its m features: half as many
