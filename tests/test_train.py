@@ -4,8 +4,10 @@ import errno
 import json
 import math
 import os
+import resource
 import signal
 import threading
+from copy import deepcopy
 from dataclasses import replace
 from types import SimpleNamespace
 from urllib.error import URLError
@@ -199,9 +201,19 @@ def test_a_compiled_model_trains_resumes_and_comes_back_as_it_was(tmp_path, prec
             run(recipe, tmp_path, after_update=lambda model, update: update == 7 and never(model, update))
         compiled = run(recipe, tmp_path, resume=True).model
     plain = run(replace(recipe, compile=False)).model
+    assert vars(plain).keys() == vars(loop.build_model(recipe, 4)).keys()
     assert type(compiled) is type(plain) and vars(compiled).keys() == vars(plain).keys()
     image = torch.rand(2, 3, 32, 32)
     torch.testing.assert_close(compiled(image), plain(image), rtol=1e-2, atol=1e-3)
+
+
+def test_a_model_can_be_trained_again_at_another_precision():
+    first = run(replace(tiny.RECIPE, precision="bf16"))
+    half, full = (
+        run(replace(tiny.RECIPE, precision=precision), model=deepcopy(first.model)).steps[0]["loss"]
+        for precision in ("bf16", "no")
+    )
+    assert half != full and half == pytest.approx(full, rel=0.05)
 
 
 def test_the_order_is_shared_out_and_every_image_comes_once():
@@ -302,6 +314,17 @@ def test_a_folder_that_cannot_be_written_stops_before_the_first_update(tmp_path)
 
 def never(model, update):
     raise AssertionError("it trained")
+
+
+def test_the_trial_writes_as_much_as_a_state(tmp_path):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, before[1]))  # less than the state, and more than all else
+    try:
+        with pytest.raises(CannotStart, match="File too large"):
+            run(output=tmp_path, after_update=never)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not list((tmp_path / "state").iterdir())
 
 
 def test_a_full_disk_stops_before_the_first_update(tmp_path, monkeypatch):

@@ -140,6 +140,8 @@ class Run:
         self.seconds, self.window, self.lr = 0.0, empty_window(), 0.0
         self.finished, self.skipped = False, 0
         self.last_state: Path | None = None
+        self.model: nn.Module | None = None
+        self.attributes: set[str] = set()
 
     # ---- before the first update
 
@@ -171,6 +173,7 @@ class Run:
         self.optimizer = make_optimizer(self.model, recipe)
         # not prepared: accelerate would step it once for every process
         self.scheduler = make_scheduler(self.optimizer, recipe, self.updates_per_epoch)
+        self.attributes = set(vars(self.model))
         compiled = torch.compile(self.model) if recipe.compile else self.model
         self.prepared, self.stepper = self.accelerator.prepare(compiled, self.optimizer)
         if self.average:
@@ -506,14 +509,15 @@ class Run:
             draw_curve(self.log.lines, self.folder / CURVE)
 
     def result(self) -> Result:
-        for name in ("forward", "_original_forward"):  # of accelerate, whose unwrapping breaks compiled models
-            vars(self.model).pop(name, None)
         self.model.eval()
         return Result(self.recipe, self.model, self.average.module if self.average else None, self.log.lines)
 
     def close(self) -> None:
         LOGGER.removeHandler(self.handler)
         self.log.close()
+        # accelerate leaves marks on a model, by which it would not prepare it again, and its own unwrapping leaves some
+        for name in vars(self.model).keys() - self.attributes if self.attributes else ():
+            delattr(self.model, name)
 
     def say(self, text: str) -> None:
         if not self.quiet and self.main:

@@ -134,6 +134,7 @@ RECIPES = {
         cooldown_epochs=1,
         lr_per_update=True,
         clip_grad=1.0,
+        smoothing=0.1,
         log_every=10,
     ),
     "scattered-digits": Recipe(
