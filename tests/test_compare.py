@@ -1,6 +1,7 @@
 """The comparison behind chapter 11: same terms for both arms, and a file that is gone on with."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -66,3 +67,31 @@ def test_a_file_of_another_recipe_is_refused(fake, tmp_path, monkeypatch, capsys
     monkeypatch.setattr(compare, "CHANGES", {"epochs": 11})
     assert compare.main(["--output", str(tmp_path)]) == 2
     assert "made by another recipe" in capsys.readouterr().err
+
+
+def problems(stored: dict) -> list[str]:
+    """What is missing in results/digits.json, or differs from the code that should have made it."""
+    found = [key for key, value in compare.describe().items() if stored[key] != value]
+    found += [] if list(stored["arms"]) == list(compare.ARMS) else ["labels"]
+    for name, arm in stored["arms"].items():
+        found += [
+            f"{name}: {key}" for key, value in compare.size_of(compare.recipe_of(name)).items() if arm[key] != value
+        ]
+        if sorted(run["seed"] for run in arm["runs"]) != list(compare.SEEDS):
+            found.append(f"{name}: seeds")
+        best = max(arm["search"][str(rate)]["accuracy"] for rate in compare.RATES)
+        if arm["search"][str(arm["rate"])]["accuracy"] != best:
+            found.append(f"{name}: rate")
+        if not all(run["losses"][-1][0] == 370 and 0 <= run["accuracy"] <= 100 for run in arm["runs"]):
+            found.append(f"{name}: a run was cut short")
+    return found
+
+
+def test_the_stored_file_is_complete_and_of_this_code():
+    stored = json.loads((Path(__file__).resolve().parents[1] / "results" / "digits.json").read_text())
+    assert problems(stored) == []
+    arm = stored["arms"]["hard split"]
+    arm["runs"].pop()
+    arm["macs"] += 1
+    stored["recipe"]["smoothing"] = 0.1
+    assert problems(stored) == ["recipe", "hard split: macs", "hard split: seeds"]

@@ -24,7 +24,7 @@ from t2t_ref.inspection import count_macs, count_parameters
 from t2t_ref.train.loop import build_model, fit, versions
 from t2t_ref.train.recipes import Recipe, find_recipe
 
-CHANGES = dict(epochs=10, evaluate_every=10)
+CHANGES = dict(epochs=10, evaluate_every=10, smoothing=0.0)
 VIT = dict(
     model="vit_small_patch16",
     model_options=(("embed_dim", 96), ("depth", 6), ("num_heads", 3), ("mlp_ratio", 2.0)),
