@@ -25,13 +25,13 @@ def launch(*command: str) -> subprocess.Popen:
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=ENVIRONMENT)
 
 
-def ended(process: subprocess.Popen, status: int = 0) -> str:
+def ended(process: subprocess.Popen) -> str:
     """Its output, when it has ended."""
     try:
         text, _ = process.communicate(timeout=240)
     finally:
         process.kill()
-    assert process.returncode == status, text
+    assert process.returncode == 0, text
     return text
 
 
@@ -50,8 +50,10 @@ def assert_equals(folder: Path, one_process: Path, processes: int) -> None:
     ours, theirs = (
         [json.loads(line) for line in (path / "log.jsonl").read_text().splitlines()] for path in (folder, one_process)
     )
+    started = [line for line in ours if line["kind"] in ("run", "resume")][-1]
+    assert started["processes"] == processes and started["images_per_update"] == 32
+    ours = [line for line in ours if line["kind"] != "resume"]
     assert [line["kind"] for line in ours] == [line["kind"] for line in theirs]  # written by one process alone
-    assert ours[0]["processes"] == processes and ours[0]["images_per_update"] == 32
     for a, b in zip(ours, theirs, strict=True):
         for name in ("loss", "grad_norm", "accuracy", "test_loss", "test_accuracy"):
             assert a.get(name, 0) == pytest.approx(b.get(name, 0), rel=1e-3), name
@@ -61,13 +63,17 @@ def assert_equals(folder: Path, one_process: Path, processes: int) -> None:
 
 
 def test_two_processes_with_half_the_batch_are_one(one_process, tmp_path):
-    command = [*TORCHRUN, "--standalone", "--nproc-per-node", "2", *options(16, tmp_path)]
+    def cut(model, update):
+        if update == 5:
+            raise KeyboardInterrupt
+
+    recipe = parse([*RECIPE, "--batch-size", "32"])[1]
+    with pytest.raises(KeyboardInterrupt):  # one process begins, two go on from its state, which one of them reads
+        fit(recipe, tmp_path, cpu=True, after_update=cut)
+    command = [*TORCHRUN, "--standalone", "--nproc-per-node", "2", *options(16, tmp_path), "--resume"]
     shown = ended(launch(*command))
-    assert shown.count("epoch   4 of 4") == 1 and "32 images each, on 2 x cpu" in shown
+    assert shown.count("epoch   4 of 4") == 1 and shown.count("going on from") == 1 and "epoch   1 of 4" not in shown
     assert_equals(tmp_path, one_process, processes=2)
-    # and one process may go on where two were
-    result = fit(parse([*RECIPE, "--batch-size", "32"])[1], tmp_path, cpu=True, resume=True)
-    assert len(result.epochs) == 4
 
 
 def test_accelerate_launch(one_process, tmp_path):
@@ -75,7 +81,8 @@ def test_accelerate_launch(one_process, tmp_path):
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
     launcher += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
     launcher += ["--main_process_port", str(free_port())]
-    ended(launch(*launcher, *options(16, tmp_path)))
+    shown = ended(launch(*launcher, *options(16, tmp_path)))
+    assert "32 images each, on 2 x cpu" in shown
     assert_equals(tmp_path, one_process, processes=2)
 
 
@@ -89,12 +96,6 @@ def test_two_machines(one_process, tmp_path):
         ended(machine)
     assert sum(folder.exists() for folder in folders) == 1  # that of the machine where process 0 ran
     assert_equals(next(folder for folder in folders if folder.exists()), one_process, processes=2)
-
-
-def test_an_error_in_one_process_ends_all(tmp_path):
-    command = [*TORCHRUN, "--standalone", "--nproc-per-node", "2", *options(16, tmp_path), "--lr", "1e30"]
-    shown = ended(launch(*command), status=1)
-    assert "stopped: " in shown and "largest outputs: " in shown
 
 
 def free_port() -> int:

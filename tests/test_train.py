@@ -4,6 +4,7 @@ import errno
 import json
 import math
 import os
+import re
 import resource
 import signal
 import threading
@@ -589,6 +590,8 @@ def test_the_command_line_trains(tmp_path, capsys):
     accuracy = shown.split("test accuracy ")[-1].split()[0]
     assert f"top-1  {accuracy:>6} %" in capsys.readouterr().out and (tmp_path / "run" / "confusion.png").exists()
     assert main([*words, "--resume", "--quiet"]) == 0
+    assert main([*words[:2], str(tmp_path / "wild"), *words[3:], "--lr", "1e30", "--warmup-epochs", "0"]) == 1
+    assert re.search(r"stopped: .* at update 2.*\nlargest outputs: ", capsys.readouterr().err)
     assert main([*words, "--resume", "--lr", "1"]) == 2
     assert "belongs to another recipe: lr was 0.002, is 1.0" in capsys.readouterr().err
 
