@@ -127,7 +127,7 @@ RECIPES = {
         data="digits",
         **SMALL,
         img_size=64,
-        epochs=20,
+        epochs=16,
         batch_size=32,
         lr=2e-3,
         warmup_epochs=2,
