@@ -1,7 +1,8 @@
 """T2T-ViT, piece by piece: the reference package of the book.
 
 Modules come in the order of the chapters: soft_split, token_transformer, token_performer, tokens_to_token, position,
-backbone, classifier, t2t_vit, vit, cnn_designs, zoo, released, checkpoints, inspection.
+backbone, classifier, t2t_vit, vit, cnn_designs, zoo, released, checkpoints, inspection, features, fused. Beside the
+model, and not imported with it: data, train, evaluate, experiments, bench, what_it_sees, figures, widgets.
 """
 
 from t2t_ref._version import __version__

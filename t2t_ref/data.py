@@ -123,6 +123,8 @@ class ScatteredDigits(Dataset):
         self.epoch = epoch
 
     def __getitem__(self, index: int) -> tuple[Float[Tensor, "c h w"], int]:
+        if not 0 <= index < self.length:  # or "for image, label in digits" would never end
+            raise IndexError(f"sample {index} of an epoch of {self.length}; draw() takes any number")
         (item,) = self.__getitems__([index])
         return item
 
