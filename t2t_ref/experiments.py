@@ -18,7 +18,9 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import lru_cache
+from multiprocessing import get_context
 from pathlib import Path
 
 import torch
@@ -48,17 +50,20 @@ SLIM = dict(embed_dim=80)  # about the parameters of a ghost model, without ghos
 MODELS = {"t2t": T2TViT, "t2t ghost": GhostT2TViT, "vit": ViT, "vit se": SEViT, "vit ghost": GhostViT}
 
 # an arm is a table of plain values: "kind" picks the model, ARM_OPTIONS are read here, the rest are its arguments
-ARM_OPTIONS = ("kind", "position", "features", "redraw", "distinct")
+ARM_OPTIONS = ("kind", "position", "features", "redraw", "distinct", "samples")
 VIT_ARM = dict(kind="vit", qkv_bias=False, **BACKBONE)
 PERFORMER = dict(kind="t2t", tokens_type="performer", **T2T)
+TOKENISERS = {
+    "hard split": VIT_ARM,
+    "three convolutions": dict(kind="t2t", tokens_type="convolution", **T2T),
+    "T2T, performer": PERFORMER,
+    "T2T, transformer": dict(kind="t2t", tokens_type="transformer", **T2T),
+}
 
 EXPERIMENTS: dict[str, dict[str, dict]] = {
-    "tokenisers": {
-        "hard split": VIT_ARM,
-        "three convolutions": dict(kind="t2t", tokens_type="convolution", **T2T),
-        "T2T, performer": PERFORMER,
-        "T2T, transformer": dict(kind="t2t", tokens_type="transformer", **T2T),
-    },
+    "tokenisers": TOKENISERS,
+    # over three times the budget: what is left of the first order once every arm has got going
+    "tokenisers_long": {label: arm | dict(samples=40_000) for label, arm in TOKENISERS.items()},
     "deep_narrow": {
         "T2T, deep": PERFORMER | DEEP | dict(depth=9),
         "T2T, wide": PERFORMER | WIDE,
@@ -267,7 +272,9 @@ def describe() -> dict:
     )
 
 
-def run_experiment(name: str, folder: Path, seeds: tuple[int, ...] = SEEDS, say: Callable = print) -> dict:
+def run_experiment(
+    name: str, folder: Path, seeds: tuple[int, ...] = SEEDS, say: Callable = print, jobs: int = 1
+) -> dict:
     """Run what is missing of an experiment and keep ``folder/name.json`` up to date after each run.
 
     An arm that another file in the folder has already (the same values, data and training) is taken over from there.
@@ -288,21 +295,47 @@ def run_experiment(name: str, folder: Path, seeds: tuple[int, ...] = SEEDS, say:
         if label not in result["arms"]:
             result["arms"][label] = found_elsewhere(folder, values, fresh) or new_arm(values)
     write(path, result)
-    for label, arm in result["arms"].items():
-        for rate in RATES:
-            if str(rate) not in arm["search"]:
-                found = run(arm["values"], rate, SEARCH_SEED, TRAINING["samples"], "val")
-                arm["search"][str(rate)] = dict(accuracy=found["accuracy"], seconds=found["seconds"])
-                write(path, result)
-                say(f"{name}: {label}: rate {rate}: {found['accuracy']} % of validation")
+    searches = [
+        (arm, rate, SEARCH_SEED, "val")
+        for arm in result["arms"].values()
+        for rate in RATES
+        if str(rate) not in arm["search"]
+    ]
+    labels = {id(arm): label for label, arm in result["arms"].items()}
+    for (arm, rate, *_), found in run_all(searches, jobs):
+        arm["search"][str(rate)] = dict(accuracy=found["accuracy"], seconds=found["seconds"])
+        write(path, result)
+        say(f"{name}: {labels[id(arm)]}: rate {rate}: {found['accuracy']} % of validation")
+    for arm in result["arms"].values():
         arm["rate"] = max(RATES, key=lambda rate: arm["search"][str(rate)]["accuracy"])
-    for seed in seeds:
-        for label, arm in result["arms"].items():
-            if seed not in [done["seed"] for done in arm["runs"]]:
-                arm["runs"].append(run(arm["values"], arm["rate"], seed, TRAINING["samples"], "test"))
-                write(path, result)
-                say(f"{name}: {label}: seed {seed}: {arm['runs'][-1]['accuracy']} % of test")
+    finals = [
+        (arm, arm["rate"], seed, "test")
+        for seed in seeds
+        for arm in result["arms"].values()
+        if seed not in [done["seed"] for done in arm["runs"]]
+    ]
+    for (arm, _, seed, _), found in run_all(finals, jobs):
+        arm["runs"] = sorted([*arm["runs"], found], key=lambda done: done["seed"])
+        write(path, result)
+        say(f"{name}: {labels[id(arm)]}: seed {seed}: {found['accuracy']} % of test")
     return result
+
+
+def run_all(runs: list[tuple[dict, float, int, str]], jobs: int) -> Iterator[tuple[tuple, dict]]:
+    """Each run (arm, rate, seed, split) with what came of it, as they end; ``jobs`` at a time, one thread each."""
+    tasks = [
+        (arm["values"], rate, seed, arm["values"].get("samples", TRAINING["samples"]), split)
+        for arm, rate, seed, split in runs
+    ]
+    if jobs == 1:
+        for which, task in zip(runs, tasks, strict=True):
+            yield which, run(*task)
+        return
+    # spawned, not forked: a fork of a process in which torch has computed can hang
+    with ProcessPoolExecutor(jobs, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
+        futures = {pool.submit(run, *task): which for which, task in zip(runs, tasks, strict=True)}
+        for future in as_completed(futures):
+            yield futures[future], future.result()
 
 
 def new_arm(values: dict) -> dict:
@@ -385,13 +418,14 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("names", nargs="*", help=f"of {', '.join(EXPERIMENTS)}; none lists them")
     parser.add_argument("--output", type=Path, default=Path("results"), help="folder of the results files")
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, each with one thread")
     options = parser.parse_args(arguments)
     if not options.names:
         for name, arms in EXPERIMENTS.items():
             print(f"{name}: {'; '.join(arms)}")
     try:
         for name in options.names:
-            run_experiment(name, options.output, tuple(options.seeds))
+            run_experiment(name, options.output, tuple(options.seeds), jobs=options.jobs)
     except ValueError as error:
         print(error, file=sys.stderr)
         return 2

@@ -137,6 +137,15 @@ def test_an_interrupted_experiment_goes_on(small, tmp_path):
     assert [path.name for path in (tmp_path / "b").iterdir()] == ["small.json"]
 
 
+def test_two_runs_at_a_time_give_the_same():
+    arm = dict(values=TINY | dict(samples=100))
+    runs = [(arm, 1e-3, seed, "val") for seed in (0, 1)]
+    alone, together = ({which[2]: found for which, found in experiments.run_all(runs, jobs)} for jobs in (1, 2))
+    for seed in (0, 1):
+        assert alone[seed]["curve"] == together[seed]["curve"] and alone[seed]["accuracy"] == together[seed]["accuracy"]
+    assert alone[0]["curve"][-1][0] == 100
+
+
 def test_an_arm_of_another_file_is_taken_over(small, tmp_path):
     first = experiments.run_experiment("small", tmp_path, seeds=(0,), say=lambda text: None)
     said = []

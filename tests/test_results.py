@@ -36,8 +36,9 @@ def problems(name: str, result: dict) -> list[str]:
             found.append(f"{label}: search")
         elif arm["rate"] != max(RATES, key=lambda rate, arm=arm: arm["search"][str(rate)]["accuracy"]):
             found.append(f"{label}: rate")
+        samples = arm["values"].get("samples", experiments.TRAINING["samples"])
         for run in arm["runs"]:
-            whole = len(run["curve"]) == 8 and run["curve"][-1][0] == experiments.TRAINING["samples"]
+            whole = len(run["curve"]) == 8 and run["curve"][-1][0] == samples
             if not (whole and 0 <= run["accuracy"] <= 100 and run["loss"] > 0 and run["seconds"] > 0):
                 found.append(f"{label}: run of seed {run['seed']}")
         if not all(run["seconds"] > 0 for run in arm["search"].values()):
