@@ -63,7 +63,11 @@ TOKENISERS = {
 EXPERIMENTS: dict[str, dict[str, dict]] = {
     "tokenisers": TOKENISERS,
     # over three times the budget: what is left of the first order once every arm has got going
-    "tokenisers_long": {label: arm | dict(samples=40_000) for label, arm in TOKENISERS.items()},
+    # and whether it was the tokens or the table, since T2T comes with a sinusoid and ViT with a learned table
+    "tokenisers_long": {
+        **{label: arm | dict(samples=40_000) for label, arm in TOKENISERS.items()},
+        "hard split, sinusoid": VIT_ARM | dict(position="sinusoid", samples=40_000),
+    },
     "deep_narrow": {
         "T2T, deep": PERFORMER | DEEP | dict(depth=9),
         "T2T, wide": PERFORMER | WIDE,
