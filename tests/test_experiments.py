@@ -164,6 +164,6 @@ def test_a_file_of_other_settings_is_left_alone(small, tmp_path, monkeypatch):
 
 def test_the_command_names_what_it_does_not_know(capsys, tmp_path):
     assert experiments.main(["tokenizers", "--output", str(tmp_path)]) == 2
-    assert "did you mean 'tokenisers'?" in capsys.readouterr().err
+    assert "did you mean 'tokenisers'" in capsys.readouterr().err
     assert experiments.main([]) == 0
     assert "positions: T2T, sinusoid; T2T, learned" in capsys.readouterr().out
