@@ -2,7 +2,7 @@
 
 Modules come in the order of the chapters: soft_split, token_transformer, token_performer, tokens_to_token, position,
 backbone, classifier, t2t_vit, vit, cnn_designs, zoo, released, checkpoints, inspection, features, fused. Beside the
-model, and not imported with it: data, train, evaluate, experiments, bench, what_it_sees, figures, widgets.
+model, and not imported with it: data, train, evaluate, experiments, results, bench, what_it_sees, figures, widgets.
 """
 
 from t2t_ref._version import __version__

@@ -10,7 +10,6 @@ more has to be said; files of the authors are known by their names, for others `
 
 import argparse
 import json
-import math
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -32,17 +31,17 @@ from t2t_ref.zoo import create_model, list_models
 MOST_CLASSES = 40  # in a picture; of more only the pairs are listed that are confused most
 
 
-def wilson(hits: int, total: int, z: float = 1.96) -> tuple[float, float]:
+def wilson(hits: int, total: int) -> tuple[float, float]:
     """The 95 % interval of a share: where the true share lies, if ``hits`` of ``total`` independent trials succeeded.
 
-    Source:  E. B. Wilson, "Probable inference", 1927. Unlike share +- z s it stays within 0 and 1
+    Source:  E. B. Wilson, "Probable inference", 1927. Unlike share +- 1.96 s it stays within 0 and 1
     """
+    from scipy.stats import binomtest  # not at the top: it takes longer to import than all the rest
+
     if not total:
         return 0.0, 1.0
-    share, bend = hits / total, z * z / total
-    middle = share + bend / 2
-    half = z * math.sqrt(share * (1 - share) / total + bend / (4 * total))
-    return (middle - half) / (1 + bend), (middle + half) / (1 + bend)
+    interval = binomtest(hits, total).proportion_ci(0.95, method="wilson")
+    return float(interval.low), float(interval.high)
 
 
 @dataclass(frozen=True)
