@@ -82,7 +82,14 @@ def execute(notebook, folder: Path, name: str) -> None:
 
     start = time.perf_counter()
     resources = {"metadata": {"path": str(folder)}}
-    client = NotebookClient(notebook, timeout=600, kernel_name="python3", record_timing=False, resources=resources)
+    client = NotebookClient(
+        notebook,
+        timeout=600,
+        kernel_name="python3",
+        record_timing=False,
+        coalesce_streams=True,  # else a busy machine stores one print as two outputs
+        resources=resources,
+    )
     client.execute()
     notebook.metadata["language_info"] = LANGUAGE
     for cell in notebook.cells:
