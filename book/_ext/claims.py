@@ -9,7 +9,8 @@
 
 A verdict is a key of VERDICTS; `by` is a key of BY, for a contradiction and only there. {verdict}`small` shows a badge,
 {tally}`small` or {tally}`contradicted count` the number of such entries on the page, and
-{gap}`FILE | ARM | ARM` the difference of two arms of results/FILE.json with its 95 % interval.
+{gap}`FILE | ARM | ARM` the difference of two arms of results/FILE.json with its 95 % interval. The directive
+{entries} lists all entries of a verdict as links.
 """
 
 import json
@@ -70,6 +71,13 @@ class Claim(SphinxDirective):
         return [box]
 
 
+class Entries(SphinxDirective):
+    required_arguments = 1
+
+    def run(self):
+        return [nodes.bullet_list(entries=self.arguments[0])]
+
+
 class Verdict(SphinxRole):
     def run(self):
         return [badge(self.text)], []
@@ -90,19 +98,26 @@ class Gap(SphinxRole):
 
 
 def finish(app, document):
-    """Fill in the tallies, and let [text](claims.md#claim-eq-3) find the entries as it finds headings."""
+    """Fill in tallies and lists, and let [text](claims.md#claim-eq-3) find the entries as it finds headings."""
     boxes = [box for box in document.findall(nodes.container) if "verdict" in box]
+    for box in boxes:
+        box["place"] = box.parent[0].astext().partition(":")[0]  # the heading that it stands under
     for node in document.findall(lambda node: isinstance(node, nodes.inline) and "tally" in node):
         verdict, by = node["tally"]
         count = sum(box["verdict"] == verdict and by in ("", box["by"]) for box in boxes)
         node += nodes.Text(str(count))
+    for listing in document.findall(lambda node: isinstance(node, nodes.bullet_list) and "entries" in node):
+        for box in (box for box in boxes if box["verdict"] == listing["entries"]):
+            link = nodes.reference("", f"{box['place']}: {box['title']}", refid=box["ids"][0], internal=True)
+            listing += nodes.list_item("", nodes.paragraph("", "", link))
+    slugs = app.env.metadata[app.env.docname].setdefault("myst_slugs", {}) if boxes else {}
     for box in boxes:
-        slugs = app.env.metadata[app.env.docname]["myst_slugs"]
         slugs[box["names"][0]] = (box.line, box["ids"][0], box["title"])
 
 
 def setup(app):
     app.add_directive("claim", Claim)
+    app.add_directive("entries", Entries)
     for name, role in {"verdict": Verdict, "tally": Tally, "gap": Gap}.items():
         app.add_role(name, role())
     app.connect("doctree-read", finish)
