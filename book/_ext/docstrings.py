@@ -1,0 +1,377 @@
+"""The pages of book/api, made from the docstrings of t2t_ref.
+
+A docstring says what a thing does, and then, in blocks of their own, its shapes, units, errors and source:
+
+    Shapes:  image   b c h w
+             return  b n d     n windows, row by row
+    Raises:  ValueError if the padded image is smaller than one window
+
+:func:`markup` turns this form into reStructuredText for autodoc. Around it: signatures and links that read as in the
+source, the fields of records with their comments, and three directives for what would go stale if it were typed:
+``public-names``, ``modules`` and ``command-line``.
+"""
+
+import ast
+import contextlib
+import importlib
+import inspect
+import io
+import os
+import pkgutil
+import re
+import sys
+import textwrap
+from dataclasses import is_dataclass
+from pathlib import Path
+from unittest import mock
+
+from docutils import nodes
+from docutils.statemachine import StringList
+from sphinx import addnodes
+from sphinx.ext import autodoc
+from sphinx.util.docutils import SphinxDirective
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGE = "t2t_ref"
+BLOCK = re.compile(r"(Shapes|Units|Raises|Source):( +)(?=\S)")
+CHAPTERS = re.compile(r"\b([Cc]hapters? )(\d+(?:(?:, | and | to )\d+)*)")
+ROLE_OR_LITERAL = re.compile(r"(``.+?``|:[\w:]+:`[^`]+`)")
+SIGNS = re.compile(r"[\\|`]|(?<=\w)_(?!\w)|(?<![\w*])\*(?!\w[^*]*\w\*(?!\w))|\*\*")  # but for the stars of *stress*
+AXIS = r"(?:\*?[a-z]{1,2}\d?|\d+|\.\.\.|n_new|num_features|classes|rows|columns)"
+AXES = re.compile(rf"{AXIS}(?: {AXIS})*|\([^()]*\)")
+ERROR = re.compile(r"\b([A-Z][a-z]\w*Error|CannotStart|NotFinite|Interrupted)\b")
+
+
+# ---- text
+
+
+def chapter_pages() -> dict[str, str]:
+    """Number of a chapter, as text, to the name of its page."""
+    pages = sorted((ROOT / "notebooks").glob("[0-9][0-9]-*.ipynb"))
+    return {str(int(page.name[:2])): f"/notebooks/{page.stem}" for page in pages}
+
+
+def inline(text: str) -> str:
+    """A line as reStructuredText: roles, ``literals`` and *stress* stay, other signs mean themselves.
+
+    The numbers of chapters become links.
+    """
+    pages = chapter_pages()
+
+    def link(found: re.Match) -> str:
+        word, numbers = found.groups()
+        if numbers.isdecimal() and numbers in pages:
+            return f":doc:`{word}{numbers} <{pages[numbers]}>`"
+        return word + re.sub(r"\d+", lambda n: f":doc:`{n[0]} <{pages[n[0]]}>`" if n[0] in pages else n[0], numbers)
+
+    parts = ROLE_OR_LITERAL.split(text)
+    for place in range(0, len(parts), 2):
+        part = SIGNS.sub(lambda sign: "\\" + sign[0], parts[place])
+        part = re.sub(r"(?<![\w-])--[a-z][\w-]*", r"``\g<0>``", part)
+        parts[place] = CHAPTERS.sub(link, part)
+    return "".join(parts)
+
+
+def shape_rows(lines: list[str]) -> list[str]:
+    """The rows of a Shapes block as fields: the name, its axes in one width of letters, what is to be said of them."""
+    rows: list[str] = []
+    for line in lines:
+        if line.startswith(" ") and rows:
+            rows[-1] += " " + line.strip()  # the row before goes on
+        else:
+            rows.append(line)
+    fields = []
+    for row in rows:
+        name, _, value = row.partition("  ")
+        axes, _, words = value.strip().partition("  ")
+        if not words and not AXES.fullmatch(axes):
+            axes, words = "", axes
+        names = ", ".join(f"``{one}``" for one in name.split(", "))
+        fields.append(f":{names}: " + " ".join(filter(None, [axes and f"``{axes}``", inline(words.strip())])))
+    return fields
+
+
+def language_of(lines: list[str]) -> str:
+    """How to colour an example."""
+    try:
+        ast.parse(textwrap.dedent("\n".join(lines)))
+    except SyntaxError:
+        return "text"
+    return "python"
+
+
+def markup(lines: list[str]) -> list[str]:
+    """A docstring in our form as lines of reStructuredText."""
+    result: list[str] = []
+    lines, place = list(lines), 0
+    while place < len(lines):
+        line = lines[place]
+        block = BLOCK.match(line)
+        place += 1
+        if block:
+            indent = block.end()
+            body = [line[indent:]]
+            while place < len(lines) and lines[place].startswith(" "):
+                body.append(lines[place][indent:] if not lines[place][:indent].strip() else lines[place].strip())
+                place += 1
+            if result and result[-1] and not result[-1].startswith((":", " ")):
+                result.append("")
+            if block[1] == "Shapes":
+                result += [":Shapes:", *(f"    {row}" for row in shape_rows(body))]
+            else:
+                text = inline(" ".join(part.strip() for part in body))
+                result.append(f":{block[1]}: " + (ERROR.sub(r":exc:`\1`", text) if block[1] == "Raises" else text))
+        elif line.startswith("    "):  # an example, a formula, a table: as it stands
+            body = [line]
+            while place < len(lines) and (not lines[place].strip() or lines[place].startswith("    ")):
+                body.append(lines[place])
+                place += 1
+            result += [f".. code-block:: {language_of(body)}", "", *body]
+        else:
+            result.append(inline(line.replace("::", ":") if line.endswith("::") else line))
+    return result
+
+
+# ---- assignments with their comments
+
+
+def short(value: ast.expr | None) -> str:
+    """A value as in the source; of a long table its keys, of anything else that is long nothing."""
+    text = ast.unparse(value).replace("'", '"') if value else ""
+    if isinstance(value, ast.Dict) and len(text) > 72:
+        text = ", ".join(ast.literal_eval(key) for key in value.keys if isinstance(key, ast.Constant))
+        return text and f"{{{text}}}"
+    return "" if text.startswith("field(") or len(text) > 72 else text
+
+
+def assignments(source: str, owner: type | None = None) -> list[tuple[str, str, str, str]]:
+    """(heading, name, "type = value", comment) of what a class or a module assigns.
+
+    Of a class its annotated names, which are the fields of a record; of a module the names in capitals.
+    """
+    lines, found, heading, before = source.splitlines(), [], "", 0
+    tree = ast.parse(source)
+    for node in tree.body[0].body if owner else tree.body:
+        is_field = owner and isinstance(node, ast.AnnAssign)
+        is_constant = not owner and isinstance(node, ast.Assign | ast.AnnAssign)
+        if is_field or is_constant:
+            target = ast.unparse(node.targets[0] if isinstance(node, ast.Assign) else node.target)
+            alone = [line.strip() for line in lines[before : node.lineno - 1] if line.strip().startswith("#")]
+            alone = [line.lstrip("# ") for line in alone if not line.startswith("# --")]
+            heading = alone[-1] if is_field and alone else heading
+            comment = lines[node.end_lineno - 1].encode()[node.end_col_offset :].decode().partition("#")[2].strip()
+            if is_constant:
+                comment = " ".join(alone) or comment
+                first = lines[node.lineno - 1].partition("  # ")[2]  # behind the bracket that opens a long value
+                comment = comment or first
+            kind = ast.unparse(node.annotation) if isinstance(node, ast.AnnAssign) and owner else ""
+            text = " = ".join(filter(None, [kind, short(node.value)]))
+            name = target.strip("()")
+            if is_field or (name.split(",")[0].isupper() and (text or comment)):
+                found.append((heading, name, text, comment))
+        before = node.end_lineno
+    return found
+
+
+def field_list(rows: list[tuple[str, str, str, str]]) -> list[str]:
+    """Rows of :func:`assignments` as fields, below their headings."""
+    lines, last = [], ""
+    for heading, name, value, comment in rows:
+        if heading != last:
+            lines += ["", f"**{inline(heading)}**", ""]
+            last = heading
+        lines.append(f":``{name}``: " + " ".join(filter(None, [value and f"``{value}``", inline(comment)])))
+    return lines
+
+
+# ---- what autodoc asks
+
+
+def ours(thing: object) -> bool:
+    return (getattr(thing, "__module__", None) or "").partition(".")[0] == PACKAGE
+
+
+def process_docstring(app, what, name, thing, options, lines) -> None:
+    result = markup(lines)
+    if what == "class":
+        rows = assignments(textwrap.dedent(inspect.getsource(thing)), thing)
+        bases = [base for base in thing.__bases__ if base is not object]
+        if (rows or bases) and result and not result[-1].startswith((":", " ")):
+            result.append("")
+        if rows:
+            result.append(f":{'Fields' if is_dataclass(thing) else 'Attributes'}:")
+            result += [f"    {line}" if line else "" for line in field_list(rows)]
+        if bases:
+            shown = (f":class:`~{b.__module__}.{b.__name__}`" if ours(b) else f"``{b.__name__}``" for b in bases)
+            result.append(f":Base: {', '.join(shown)}")
+    elif what == "module" and "no-members" not in options and options.get("members") is not None:
+        rows = assignments(inspect.getsource(thing))
+        if rows:
+            result += ["", ".. rubric:: Constants", "", *field_list(rows)]
+    lines[:] = [*result, ""]
+
+
+def process_signature(app, what, name, thing, options, signature, returned):
+    # the fields of a record say the same, with their comments
+    if what == "class" and (is_dataclass(thing) or signature.startswith("(*args")):
+        return "", ""
+
+
+def skip_member(app, what, name, thing, skip, options):
+    if name == "forward":
+        return False  # what it does, the docstring of its class says
+    if what == "class" and isinstance(thing, type):
+        return True
+
+
+def quote_as_in_the_source(app, domain, kind, content) -> None:
+    """Python shows strings in single quotes; the source has double ones."""
+    for node in content.parent.findall(addnodes.desc_signature):
+        for text in list(node.findall(nodes.Text)):
+            if re.fullmatch(r"'[^'\"]*'", text):
+                text.parent.replace(text, nodes.Text(f'"{text[1:-1]}"'))
+
+
+def resolve(app, env, node, contents):
+    """A name as Python would find it in the module that mentions it, else among the public names."""
+    if node.get("refdomain") != "py":
+        return None
+    target = node["reftarget"].removeprefix(f"{PACKAGE}.")
+    for place in (node.get("py:module"), PACKAGE):
+        thing = sys.modules.get(place or "")
+        for part in target.split("."):
+            thing = getattr(thing, part, None)
+        if ours(thing):
+            name = f"{thing.__module__}.{thing.__qualname__}"
+            domain = env.get_domain("py")
+            found = domain.resolve_xref(env, node["refdoc"], app.builder, node["reftype"], name, node, contents)
+            if found is not None:
+                return found
+    return None
+
+
+def source_address(domain: str, info: dict) -> str | None:
+    """Where the repository shows the source of a name."""
+    thing = sys.modules.get(info["module"])
+    for part in info["fullname"].split("."):
+        thing = getattr(thing, part, None)
+    thing = inspect.unwrap(thing.fget if isinstance(thing, property) else thing)
+    try:
+        lines, first = inspect.getsourcelines(thing)
+        file = Path(inspect.getsourcefile(thing)).resolve().relative_to(ROOT)
+    except (TypeError, OSError, ValueError):
+        return None
+    return f"{source_address.repository}/{file.as_posix()}#L{first}-L{first + len(lines) - 1}"
+
+
+def read_address(app, config) -> None:
+    theme = config.html_theme_options
+    source_address.repository = f"{theme['repository_url']}/blob/{theme['repository_branch']}"
+    config.linkcode_resolve = source_address
+
+
+# ---- directives, to be used in eval-rst
+
+
+def modules() -> list[str]:
+    """The modules of the package by their full names, private ones left out."""
+    found = pkgutil.walk_packages(importlib.import_module(PACKAGE).__path__, f"{PACKAGE}.")
+    return [module.name for module in found if not module.name.rpartition(".")[2].startswith("_")]
+
+
+def first_sentence(thing: object) -> str:
+    """The first sentence of a docstring, without its full stop."""
+    text = " ".join(inspect.getdoc(thing).split("\n\n")[0].split())
+    return re.split(r"(?<!Sec)(?<!Eq)(?<!Fig)(?<!al)(?<!\.\.)\.(?: |$)", text)[0].rstrip(":")
+
+
+class Generated(SphinxDirective):
+    """A directive that writes reStructuredText."""
+
+    def run(self) -> list[nodes.Node]:
+        container = nodes.container()
+        lines = StringList(self.lines(), self.get_source_info()[0])
+        self.state.nested_parse(lines, self.content_offset, container)
+        return container.children
+
+
+class PublicNames(Generated):
+    """A table of the names that a package exports."""
+
+    required_arguments = 1
+
+    def lines(self) -> list[str]:
+        package = importlib.import_module(self.arguments[0])
+        rows = [".. list-table::", "   :header-rows: 1", "", "   * - name", "     - what it is"]
+        for name in package.__all__:
+            thing = getattr(package, name)
+            if ours(thing):
+                role = "class" if isinstance(thing, type) else "func"
+                rows += [
+                    f"   * - :{role}:`{name} <{thing.__module__}.{name}>`",
+                    f"     - {inline(first_sentence(thing))}",
+                ]
+            else:
+                shown = ", ".join(thing) if isinstance(thing, dict) else str(thing)
+                rows += [f"   * - ``{name}``", f"     - {type(thing).__name__}: ``{shown}``"]
+        return rows
+
+
+class Modules(Generated):
+    """A table of the modules, in the order of the pages."""
+
+    has_content = True
+
+    def lines(self) -> list[str]:
+        rows = [".. list-table::", "   :header-rows: 1", "", "   * - module", "     - what it holds", "     - chapters"]
+        pages = chapter_pages()
+        for name in self.content:
+            text = first_sentence(importlib.import_module(name))
+            numbers = []
+            for said in CHAPTERS.finditer(text):
+                found = [int(number) for number in re.findall(r"\d+", said[2])]
+                numbers += range(found[0], found[-1] + 1) if " to " in said[2] else found
+            text = re.sub(r" \(chapters? [^)]*\)", "", text)
+            links = ", ".join(f":doc:`{n} <{pages[str(n)]}>`" for n in numbers)
+            page = name.removeprefix(f"{PACKAGE}.").replace(".", "_")
+            text = re.sub(r":(\w+):`(\w+)`", rf":\1:`\2 <{name}.\2>`", text)  # a cell of this table is in no module
+            rows += [f"   * - :doc:`{name} </book/api/{page}>`", f"     - {inline(text)}", f"     - {links}"]
+        return rows
+
+
+class CommandLine(SphinxDirective):
+    """What a command of the package says to --help: the module, then words that pick one of several commands."""
+
+    required_arguments = 1
+    optional_arguments = 9
+
+    def run(self) -> list[nodes.Node]:
+        module, *words = self.arguments
+        main = importlib.import_module(module).main
+        said = io.StringIO()
+        with contextlib.redirect_stdout(said), contextlib.suppress(SystemExit):
+            with mock.patch.dict(os.environ, {"COLUMNS": "76"}):
+                main([*words, "--help"])
+        text = said.getvalue().strip()
+        if not text.startswith("usage: "):
+            raise self.error(f"{module} has said nothing to --help")
+        block = nodes.literal_block(text, text, language="text")
+        return [block]
+
+
+def setup(app):
+    app.setup_extension("sphinx.ext.autodoc")
+    app.setup_extension("sphinx.ext.linkcode")
+    # it hands its arguments on to __init__, whose signature is the one to show
+    autodoc._CLASS_NEW_BLACKLIST.append(f"{PACKAGE}.classifier.TokenClassifier.__new__")
+    app.connect("config-inited", read_address)
+    app.connect("autodoc-process-docstring", process_docstring)
+    app.connect("autodoc-process-signature", process_signature)
+    app.connect("autodoc-skip-member", skip_member)
+    app.connect("object-description-transform", quote_as_in_the_source)
+    app.connect("missing-reference", resolve)
+    app.add_css_file("api.css")
+    app.add_directive("public-names", PublicNames)
+    app.add_directive("modules", Modules)
+    app.add_directive("command-line", CommandLine)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}
