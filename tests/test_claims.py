@@ -125,7 +125,7 @@ def test_the_small_resnet_ends_above_t2t():  # claim-table-3-order says so, in w
 def build(folder: Path, page: str) -> str:
     """The page as HTML, built by itself: links to chapters lead nowhere here."""
     source = folder / "source"
-    source.mkdir()
+    source.mkdir(exist_ok=True)
     (source / "index.md").write_text(page)
     settings = {
         "extensions": ["myst_parser", "claims"],
@@ -151,6 +151,15 @@ def test_the_tally_is_that_of_the_entries(tmp_path):
     assert dict(zip(asked, map(int, re.findall(r'"tally">(\d+)<', inside)), strict=True)) == by
     for _, _, name, _, _ in entries:
         assert html.count(f'id="{name}"') == 1 and f'<li><p><a class="reference internal" href="#{name}">' in html
+
+
+def test_another_page_can_link_to_an_entry(tmp_path):
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source" / "other.md").write_text("# Other\n\n[](index.md#claim-eq-3)\n")
+    build(tmp_path, PAGE)
+    title = re.search(r"^:::\{claim\} exact (.+)\n:name: claim-eq-3$", PAGE, re.M)[1]
+    link = rf'href="index.html#claim-eq-3"><span[^>]*>{title}</span>'  # without the entry the words would be missing
+    assert re.search(link, (tmp_path / "html" / "other.html").read_text())
 
 
 def test_a_claim_without_a_known_verdict_is_refused(tmp_path):

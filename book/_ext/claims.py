@@ -93,7 +93,7 @@ class Gap(SphinxRole):
     def run(self):
         words, mean, half = gap(self.text)
         self.env.note_dependency(str(RESULTS / f"{self.text.partition('|')[0].strip()}.json"))
-        text = f"{words} ({mean:+.1f} ± {half:.1f} points)".replace("-", "−")
+        text = f"{words} ({mean:+.1f}\u00a0±\u00a0{half:.1f} points)".replace("-", "−")
         return [nodes.inline(text, text)], []
 
 
