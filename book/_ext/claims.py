@@ -10,7 +10,8 @@
 A verdict is a key of VERDICTS; `by` is a key of BY, for a contradiction and only there. {verdict}`small` shows a badge,
 {tally}`small` or {tally}`contradicted count` the number of such entries on the page, and
 {gap}`FILE | ARM | ARM` the difference of two arms of results/FILE.json with its 95 % interval. The directive
-{entries} lists all entries of a verdict as links.
+{entries} lists all entries of a verdict as links. The first gap of an entry is what the paper claims, its winner named
+first; tests/test_claims.py holds the verdict against it.
 """
 
 import json
