@@ -3,6 +3,8 @@
 # make notebooks   after editing book/NN-*.md: writes the notebooks, runs those whose code changed
 # make figures     redraws the diagrams in book/figures
 # make check       lint, spelling, pairing of text and notebooks, einops only, mirrored definitions
+# make pdf         prints the book into _build/html/t2t-vit.pdf (needs a Chromium or Chrome; takes minutes)
+# make links       asks every page on the web that the book links to
 # make address     REPO=owner/name: writes the repository's address wherever it stands
 # make clean       removes the environment and everything built
 #
@@ -18,7 +20,7 @@ UV := $(BIN)/uv pip install -q --compile-bytecode --python $(BIN)/python \
       $(addprefix --find-links ,$(PIP_FIND_LINKS)) $(addprefix --torch-backend ,$(TORCH_BACKEND))
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: book test notebooks figures check address clean
+.PHONY: book test notebooks figures check pdf links address clean
 
 book: .venv/.done
 	$(BIN)/python tools/nb.py check
@@ -39,6 +41,13 @@ check: .venv/.done
 	$(BIN)/codespell book t2t_ref tests tools *.md *.cff
 	$(BIN)/python tools/nb.py check
 	$(BIN)/python tools/rules.py
+
+pdf: book
+	$(UV) -r tools/requirements-pdf.txt
+	$(BIN)/python tools/pdf.py
+
+links: .venv/.done
+	$(BIN)/jupyter-book build . --builder linkcheck
 
 address: .venv/.done
 	$(BIN)/python tools/address.py "$(REPO)"
