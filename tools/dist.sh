@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
 # Builds wheel and sdist into _build/dist and tries the wheel in a clean environment: tools/dist.sh [v1.2.3]
-# With a tag, that tag has to be the package's version. PYTHON and TORCH_BACKEND as in the Makefile.
+# With a tag, that tag has to be the package's version. PYTHON and TORCH_BACKEND as in the Makefile; TORCH=torch==2.13.0
+# takes that torch and not the newest.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 cd "$root"
 
-version=$(sed -n 's/^__version__ = "\(.*\)"$/\1/p' t2t_ref/_version.py)
+version=$(sed -n 's/^__version__ = "\([^"]*\)".*/\1/p' t2t_ref/_version.py)
 if [ "${1:-v$version}" != "v$version" ]; then
   echo "the tag is $1, but t2t_ref.__version__ is $version" >&2
   exit 1
@@ -30,7 +31,7 @@ git ls-tree -r --name-only HEAD t2t_ref | sort | diff - "$work/found"
 # as a user has it: no checkout in sight
 "${PYTHON:-python3}" -m venv "$work/clean"
 "$work/tools/bin/uv" pip install -q --python "$work/clean/bin/python" \
-  $(printf -- '--find-links %s ' ${PIP_FIND_LINKS:-}) ${TORCH_BACKEND:+--torch-backend "$TORCH_BACKEND"} "$wheel"
+  ${PIP_FIND_LINKS:+$(printf -- '--find-links %s ' $PIP_FIND_LINKS)} ${TORCH_BACKEND:+--torch-backend "$TORCH_BACKEND"} "$wheel" ${TORCH:-}
 cd "$work"
 "$work/clean/bin/python" - "$version" <<'EOF'
 import sys
