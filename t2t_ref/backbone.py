@@ -12,6 +12,7 @@ class Mlp(nn.Module):
 
     Shapes:  tokens  b n d
              return  b n d     through a hidden width f
+    Source:  paper, Eq. (5), its MLP; state-dict names as in the authors' code
     """
 
     def __init__(self, dim: int, hidden_dim: int, drop_rate: float = 0.0):
@@ -57,7 +58,11 @@ class Attention(nn.Module):
     def split_heads(
         self, tokens: Float[Tensor, "b n d"]
     ) -> tuple[Float[Tensor, "b g n e"], Float[Tensor, "b g n e"], Float[Tensor, "b g n e"]]:
-        """Queries, keys and values, one set for each of the g heads; e = d / g is a head's width."""
+        """Queries, keys and values, one set for each of the g heads.
+
+        Shapes:  tokens  b n d
+                 return  (b g n e, b g n e, b g n e)    e = d / g, the width of a head
+        """
         qkv = rearrange(self.qkv(tokens), "b n (three g e) -> three b g n e", three=3, g=self.num_heads)
         queries, keys, values = qkv
         return queries, keys, values
@@ -78,6 +83,7 @@ class DropPath(nn.Module):
 
     Shapes:  branch  b n d
              return  b n d
+    Raises:  ValueError unless 0 <= drop_rate < 1
     Source:  Huang et al. 2016, "Deep networks with stochastic depth"
     """
 
@@ -95,6 +101,7 @@ class DropPath(nn.Module):
         return branch * kept / keep_rate
 
     def extra_repr(self) -> str:
+        """The rate, for print."""
         return f"drop_rate={self.drop_rate}"
 
 

@@ -167,6 +167,7 @@ COMPILED = "+compile"  # after the name of an implementation
 
 
 def create_model_on_meta(case: Case) -> nn.Module:
+    """The model of a case without memory for its weights: for its sizes alone."""
     with torch.device("meta"):
         return create_model(case.model, img_size=case.img_size)
 
@@ -188,6 +189,10 @@ def build(implementation: str, case: Case) -> nn.Module:
 
 
 def images_of(case: Case) -> Tensor:
+    """The same random images for every implementation.
+
+    Shapes:  return  b c h w     c = 3, h = w = img_size of the case
+    """
     generator = torch.Generator().manual_seed(0)
     return torch.randn(case.batch, 3, case.img_size, case.img_size, generator=generator).to(case.device)
 
@@ -248,12 +253,14 @@ class ProductRecorder(TorchDispatchMode):
         return output
 
     def record_convolution(self, output: Tensor, weight: Tensor, count: int) -> None:
+        """Write a convolution down as the product that it is, ``count`` times."""
         if count:
             rows, inner = output[:, 0].numel(), weight[0].numel()
             self.products[(1, rows, inner, False), (1, inner, len(weight), False)] += count
 
 
 def factor(tensor: Tensor) -> tuple[int, int, int, bool]:
+    """A matrix as (batch, rows, columns, whether it is transposed in memory)."""
     batch = len(tensor) if tensor.ndim == 3 else 1
     rows, columns = tensor.shape[-2:]
     return batch, rows, columns, tensor.stride(-2) == 1 and tensor.stride(-1) != 1
@@ -369,6 +376,7 @@ def machine() -> dict[str, str | int]:
 
 
 def bench_models(options: argparse.Namespace) -> list[dict]:
+    """The command ``models``: every model, mode and size that the options name."""
     found = []
     for model in options.models:
         for mode in options.modes:
@@ -511,6 +519,7 @@ def pieces(batch: int = 8) -> dict[str, dict[str, Callable[[], Tensor]]]:
 
 
 def bench_pieces(options: argparse.Namespace) -> list[dict]:
+    """The command ``pieces``: each group of :func:`pieces`, forward, then forward and backward."""
     found = []
     for group, runs in pieces().items():
         for mode in ("forward", "forward and backward"):
@@ -529,6 +538,8 @@ def bench_pieces(options: argparse.Namespace) -> list[dict]:
 
 
 def without_gradients(run: Callable[[], Tensor]) -> Callable[[], object]:
+    """The same run as a step of inference."""
+
     def step():
         with torch.no_grad():
             run()
@@ -537,6 +548,8 @@ def without_gradients(run: Callable[[], Tensor]) -> Callable[[], object]:
 
 
 def with_gradients(run: Callable[[], Tensor]) -> Callable[[], object]:
+    """The same run with its backward pass."""
+
     def step():
         run().sum().backward()
 
@@ -599,6 +612,7 @@ KINDS = {  # torch's operations, by what they are for
 
 
 def bench_kinds(options: argparse.Namespace) -> list[dict]:
+    """The command ``kinds``: milliseconds of a forward pass, by what torch's operations are for."""
     found = []
     for model in options.models:
         for implementation in ("plain", "readable", "fused"):
@@ -642,6 +656,7 @@ STARTS = {  # what is done before the clock starts, and after
 
 
 def bench_start(options: argparse.Namespace) -> list[dict]:
+    """The command ``start``: seconds to import the package, and to create a model, each in fresh processes."""
     found = []
     clock = CLOCKS[options.clock].__name__
     for what, (before, timed) in STARTS.items():
@@ -689,6 +704,7 @@ COMMANDS = {
 
 
 def parser() -> argparse.ArgumentParser:
+    """The command line, with one subcommand for each of ``COMMANDS``."""
     described = argparse.ArgumentParser(prog="python -m t2t_ref.bench", description=__doc__.partition("\n")[0])
     commands = described.add_subparsers(dest="command", required=True)
     for name in COMMANDS:
@@ -714,6 +730,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: list[str]) -> int:
+    """Run the command line. Returns the exit status."""
     if arguments[:1] == ["peak"]:  # the child of peak_memory
         peak_in_this_process(arguments[1])
         return 0

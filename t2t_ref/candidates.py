@@ -30,7 +30,11 @@ def attention_by_table(
 
 
 class PlainAttention(Attention):
-    """:class:`t2t_ref.Attention` by :func:`attention_by_table`."""
+    """:class:`t2t_ref.Attention` by :func:`attention_by_table`.
+
+    Shapes:  tokens  b n d
+             return  b n d
+    """
 
     def forward(self, tokens: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
         queries, keys, values = self.split_heads(tokens)
@@ -41,7 +45,11 @@ class PlainAttention(Attention):
 
 
 class PlainTokenAttention(TokenAttention):
-    """The attention of :class:`t2t_ref.TokenTransformer` by :func:`attention_by_table`."""
+    """The attention of :class:`t2t_ref.TokenTransformer` by :func:`attention_by_table`.
+
+    Shapes:  tokens  b n d
+             return  b n e
+    """
 
     def forward(self, tokens: Float[Tensor, "b n d"]) -> Float[Tensor, "b n e"]:
         queries, keys, values = rearrange(self.qkv(tokens), "b n (three e) -> three b 1 n e", three=3)
@@ -54,6 +62,7 @@ class PlainTokenPerformer(TokenPerformer):
     """:class:`t2t_ref.TokenPerformer` by the definition, epsilon in the denominator, as the authors have it."""
 
     def attend(self, tokens: Float[Tensor, "b n d"]) -> Float[Tensor, "b n e"]:
+        """Attention with the values as shortcut, by :func:`t2t_ref.plain_performer_attention`."""
         keys, queries, values = self.kqv(tokens).chunk(3, dim=-1)
         mixed = plain_performer_attention(queries, keys, values, self.w, self.epsilon)
         return values + self.drop(self.proj(mixed))

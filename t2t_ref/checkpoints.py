@@ -64,6 +64,7 @@ class Entry:
 
 
 def sizes(shape: tuple[int, ...]) -> str:
+    """A shape for people: 384 x 576."""
     return " x ".join(map(str, shape)) or "one number"
 
 
@@ -161,7 +162,10 @@ def load_checkpoint(
 
 
 def open_source(source: str | os.PathLike, progress: bool = True) -> tuple[object, dict]:
-    """Content of a path or a URL, and the arguments that save_checkpoint wrote down, if it did."""
+    """Content of a path or a URL, and the arguments that save_checkpoint wrote down, if it did.
+
+    Raises:  ConnectionError, with the remedy, for a URL that cannot be reached; as :func:`read_file`
+    """
     text = os.fspath(source)
     if not re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", text):
         return read_file(Path(text), text)
@@ -235,7 +239,10 @@ def allowed_by_name(*classes: type):
 
 
 def read_safetensors(path: Path, shown: str) -> tuple[dict[str, Tensor], dict]:
-    """Tensors of a safetensors file, and the class and arguments that save_checkpoint wrote down, if it did."""
+    """Tensors of a safetensors file, and the class and arguments that save_checkpoint wrote down, if it did.
+
+    Raises:  ImportError without the package safetensors; ValueError for a file that is none, or not whole
+    """
     try:
         from safetensors import safe_open
     except ImportError as error:
@@ -253,7 +260,10 @@ def read_safetensors(path: Path, shown: str) -> tuple[dict[str, Tensor], dict]:
 
 
 def find_weights(content: object, use_ema: bool, recorded: dict, origin: str) -> tuple[Mapping, str, dict]:
-    """The entries of the state dict in ``content``, the key under which it lay, and what is known of the model."""
+    """The entries of the state dict in ``content``, the key under which it lay, and what is known of the model.
+
+    Raises:  ValueError for content without weights
+    """
     if not isinstance(content, Mapping):
         raise ValueError(f"{origin} holds a {type(content).__name__}; expected a dict of weights")
     found = [key for key in WEIGHT_ENTRIES if isinstance(content.get(key), Mapping)]
@@ -272,7 +282,10 @@ def find_weights(content: object, use_ema: bool, recorded: dict, origin: str) ->
 
 
 def our_names(weights: Mapping, origin: str) -> tuple[dict, list[str]]:
-    """Names without the wrappers in front, mmpretrain's turned into the authors'. The latter are noted."""
+    """Names without the wrappers in front, mmpretrain's turned into the authors'. The latter are noted.
+
+    Raises:  ValueError if two entries come to have one name
+    """
     renamed: dict = {}
     from_mmpretrain = False
     for name, value in weights.items():
@@ -539,6 +552,8 @@ def hub_form() -> type:
     """A model in the form of huggingface_hub's mixin: a folder or repository with model.safetensors and config.json.
 
     The mixin is a class of its own around a model, so that the models are the same with and without huggingface_hub.
+
+    Raises:  ImportError, with the remedy, if that is not installed
     """
     try:
         from huggingface_hub import ModelHubMixin, hf_hub_download

@@ -1,4 +1,4 @@
-"""What T2TViT and ViT share: a class token, blocks, a norm, a head, and the methods that timm's models have."""
+"""What T2TViT and ViT share: a class token, blocks, a norm, a head, timm's methods (chapters 9 and 14)."""
 
 import inspect
 from collections.abc import Sequence
@@ -28,6 +28,9 @@ class TokenClassifier(nn.Module):
     A subclass makes ``cls_token``, ``pos_embed``, ``blocks``, ``norm`` and ``head``, sets the attributes below, and
     defines ``forward_features`` (image to tokens after the last norm), ``embed`` (image to the tokens that enter the
     first block) and ``token_grid`` ((h, w) to (rows, columns)).
+
+    Shapes:  image   b c h w
+             return  b classes    logits; with num_classes=0 the class feature, b d
     """
 
     img_size: tuple[int, int]
@@ -53,7 +56,7 @@ class TokenClassifier(nn.Module):
         """Tokens after the last norm to logits, by the class token alone.
 
         Shapes:  features  b n d
-                 return    b classes   the class feature, b d, if num_classes is 0
+                 return    b classes    the class feature, b d, if num_classes is 0
         """
         return self.head(features[:, 0])
 
@@ -70,10 +73,10 @@ class TokenClassifier(nn.Module):
         """The tokens after chosen blocks, as timm's models give them.
 
         Shapes:  image   b c h w
-                 return  (features, intermediates): features b n d after the last norm; one intermediate a block, as an
-                         image b d rows columns, or as tokens b n d without the class token for output_fmt="NLC". With
-                         return_prefix_tokens each is (intermediate, class token b 1 d). With intermediates_only, the
-                         list alone.
+                 return  (features, intermediates)    features b n d after the last norm; one intermediate a block, as
+                         an image b d rows columns, or as tokens b n d without the class token for output_fmt="NLC".
+                         With return_prefix_tokens each is (intermediate, class token b 1 d). With intermediates_only,
+                         the list alone.
         Units:   indices counts blocks from 0, or from the end if negative; an int n means the last n; None means all.
                  norm applies the last norm to each; stop_early skips the blocks after the last one asked for, so it
                  needs intermediates_only.
@@ -132,7 +135,10 @@ class TokenClassifier(nn.Module):
         return {"cls_token", "pos_embed"}
 
     def check_image(self, image: Float[Tensor, "b c h w"]) -> None:
-        """Refuse an image that this model cannot take, and say what it takes."""
+        """Refuse an image that this model cannot take, and say what it takes.
+
+        Raises:  ValueError for another number of axes; for a size other than img_size, unless dynamic_img_size
+        """
         if image.ndim != 4:
             raise ValueError(f"expected an image of shape (b, c, h, w), found {tuple(image.shape)}")
         h, w = image.shape[-2:]
@@ -144,7 +150,11 @@ class TokenClassifier(nn.Module):
             )
 
     def position_table(self, image: Float[Tensor, "b c h w"]) -> Float[Tensor, "1 n d"]:
-        """The position table for the grid of this image: the trained one, resized if the image is not of img_size."""
+        """The position table for the grid of this image: the trained one, resized if the image is not of img_size.
+
+        Shapes:  image   b c h w
+                 return  1 n d     n counts the class token, which is row 0
+        """
         grid = self.token_grid((image.shape[-2], image.shape[-1]))
         return resize_position_table(self.pos_embed, self.grid, grid)
 
@@ -153,7 +163,9 @@ class TokenClassifier(nn.Module):
         """A model from the Hugging Face hub ("owner/name"), or from a folder that :meth:`save_pretrained` wrote.
 
         ``options`` are those of huggingface_hub's mixin (revision, token, ...) and arguments of the model that shall
-        differ, such as num_classes. ImportError, with the remedy, if huggingface_hub is not installed.
+        differ, such as num_classes.
+
+        Raises:  ValueError if a model of another class is there; ImportError, with the remedy, without huggingface_hub
         """
         from t2t_ref.checkpoints import hub_form
 

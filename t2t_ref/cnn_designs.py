@@ -123,7 +123,11 @@ def ghost_operation(channels: int) -> nn.Conv1d:
 
 
 def ghost(operation: nn.Conv1d, tokens: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
-    """The ghost of the tokens: every channel times its factor."""
+    """The ghost of the tokens: every channel times its factor.
+
+    Shapes:  tokens  b n d
+             return  b n d
+    """
     channels_first = rearrange(tokens, "b n d -> b d n")
     return rearrange(operation(channels_first), "b d n -> b n d")
 
@@ -166,7 +170,11 @@ class GhostAttention(Attention):
     def split_heads(
         self, tokens: Float[Tensor, "b n d"]
     ) -> tuple[Float[Tensor, "b g n e"], Float[Tensor, "b g n e"], Float[Tensor, "b g n e"]]:
-        """Queries, keys and values, one set for each of the g heads; e = d / g is a head's width."""
+        """Queries, keys and values, one set for each of the g heads, the ghosts behind the real ones.
+
+        Shapes:  tokens  b n d
+                 return  (b g n e, b g n e, b g n e)    e = d / g, the width of a head
+        """
         both = []
         for linear, operation in (
             (self.q, self.cheap_operation_q),

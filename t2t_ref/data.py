@@ -38,7 +38,10 @@ def handwritten_digits() -> tuple[Float[Tensor, "n h w"], Int[Tensor, "n"]]:
 
 
 def split_bounds(split: str) -> tuple[int, int]:
-    """First and last + 1 of the digits of a split. ValueError for an unknown one."""
+    """First and last + 1 of the digits of a split.
+
+    Raises:  ValueError for an unknown one
+    """
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r}: known are {', '.join(SPLITS)}")
     return SPLITS[split]
@@ -134,7 +137,10 @@ class ScatteredDigits(Dataset):
         return list(zip(images, labels.tolist(), strict=True))
 
     def draw(self, numbers: Sequence[int]) -> tuple[Float[Tensor, "b c h w"], Int[Tensor, "b"]]:
-        """The samples of these numbers in the endless sequence: images and labels."""
+        """The samples of these numbers in the endless sequence: images and labels.
+
+        Shapes:  return  (b c h w, b)    values from 0 to 1
+        """
         inks, labels = handwritten_digits()
         pieces = 1 + self.clutter
         digits, boxes, colours, noises = [], [], [], []
@@ -160,7 +166,10 @@ class ScatteredDigits(Dataset):
         return images.clamp(0, 1), labels[digits[:, 0]]
 
     def draw_colours(self, rng: np.random.Generator) -> Float[np.ndarray, "two c"]:
-        """Colours of ground and ink, at least ``contrast`` apart in brightness (the mean of the three channels)."""
+        """Colours of ground and ink, at least ``contrast`` apart in brightness (the mean of the three channels).
+
+        Shapes:  return  two c    ground, ink
+        """
         light_ink = self.polarity == "light" or (self.polarity == "both" and rng.uniform() < 0.5)
         while True:
             pairs = rng.uniform(0, 1, (64, 2, CHANNELS))  # many at once: most are too close to each other
@@ -175,8 +184,8 @@ class ScatteredDigits(Dataset):
 def place(glyphs: Float[Tensor, "b p gh gw"], boxes: Float[Tensor, "b three p"], size: int) -> Float[Tensor, "b p h w"]:
     """Put each small glyph into its square box on an empty canvas, by bilinear interpolation.
 
-    Shapes:  glyphs  b p gh gw
-             boxes   b 3 p      side, top and left of each box
+    Shapes:  glyphs  b p gh gw    p glyphs for each image
+             boxes   b three p    side, top and left of each box
              return  b p h w    h = w = size
     Units:   boxes and size are pixels of the canvas
     """

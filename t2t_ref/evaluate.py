@@ -61,10 +61,12 @@ class Evaluation:
 
     @property
     def count(self) -> int:
+        """Images that were counted."""
         return int(self.confusion.sum())
 
     @property
     def top1_hits(self) -> int:
+        """Images whose likeliest class is the true one."""
         return int(self.confusion.trace())
 
     @property
@@ -78,6 +80,7 @@ class Evaluation:
         return self.top5_hits / max(self.count, 1)
 
     def name(self, label: int) -> str:
+        """What a class is called, or its number where nobody says."""
         return self.class_names[label] if self.class_names else str(label)
 
     def confused(self, most: int = 10) -> list[tuple[str, str, int, float]]:
@@ -137,8 +140,8 @@ def evaluate(
     """Show every image of ``data`` to ``model`` once, and count.
 
     Units:   data yields (image c h w, label), a label of -1 for an image that is not to be counted; normalise makes a
-             batch ready for the model, as Augment.normalise does; with an accelerate.Accelerator its processes share
-             the images, and each gets the result of all, else the device is the model's
+             batch ready for the model, as ``Augment.normalise`` does; with an accelerate.Accelerator its processes
+             share the images, and each gets the result of all, else the device is the model's
     Raises:  ValueError if model and data do not have the same number of classes, or if the model's answers are no
              numbers
     """
@@ -228,7 +231,10 @@ def find_model(weights: str, name: str | None = None, img_size: int | None = Non
 def evaluate_recipe(
     model: TokenClassifier, recipe: Recipe, accelerator=None, progress: bool = False
 ) -> tuple[Evaluation, Recipe]:
-    """Evaluate a model on the test data of a recipe, at the model's own image size: the recipe returned has that."""
+    """Evaluate a model on the test data of a recipe, at the model's own image size: the recipe returned has that.
+
+    Raises:  ValueError for a model of images that are not square; as :func:`evaluate` and ``open_data``
+    """
     from t2t_ref.train.augment import Augment
     from t2t_ref.train.sources import open_data
 

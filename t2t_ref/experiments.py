@@ -141,11 +141,15 @@ def set_position(model: nn.Module, kind: str | None) -> None:
 
 
 def performers(model: nn.Module) -> list[TokenPerformer]:
+    """The T2T layers with random features, from the first to the last."""
     return [module for module in model.modules() if isinstance(module, TokenPerformer)]
 
 
 def random_directions(m: int, dim: int) -> Float[Tensor, "m d"]:
-    """m rows of norm sqrt(m), as the authors draw them: orthogonal, in blocks of at most ``dim`` rows."""
+    """m rows of norm sqrt(m), as the authors draw them: orthogonal, in blocks of at most ``dim`` rows.
+
+    Shapes:  return  m d     d = dim
+    """
     blocks = [nn.init.orthogonal_(torch.empty(min(dim, m - start), dim)) for start in range(0, m, dim)]
     return torch.cat(blocks) * math.sqrt(m)
 
@@ -162,24 +166,38 @@ def redraw_directions(model: nn.Module) -> None:
 
 @lru_cache(maxsize=1)  # the arms of one seed follow each other and share it
 def stream(seed: int, samples: int) -> tuple[UInt8[Tensor, "n c h w"], Int[Tensor, "n"]]:
-    """The training images of a seed, in bytes so that a whole run fits into memory, and their labels."""
+    """The training images of a seed, in bytes so that a whole run fits into memory, and their labels.
+
+    Shapes:  return  (n c h w, n)    n = samples
+    """
     return in_bytes(ScatteredDigits("train", seed=seed, **DATA), samples)
 
 
 @lru_cache(maxsize=2)
 def held_out(split: str, samples: int = 2000) -> tuple[UInt8[Tensor, "n c h w"], Int[Tensor, "n"]]:
-    """Validation or test images, the same for every arm and seed."""
+    """Validation or test images and their labels, the same for every arm and seed.
+
+    Shapes:  return  (n c h w, n)    n = samples, images in bytes
+    """
     return in_bytes(ScatteredDigits(split, seed=0, **DATA), samples)
 
 
 def in_bytes(digits: ScatteredDigits, samples: int) -> tuple[UInt8[Tensor, "n c h w"], Int[Tensor, "n"]]:
+    """The first samples of a data set, stored in bytes.
+
+    Shapes:  return  (n c h w, n)    n = samples
+    """
     parts = [digits.draw(range(start, min(start + 500, samples))) for start in range(0, samples, 500)]
     images = torch.cat([(images * 255).round().byte() for images, _ in parts])
     return images, torch.cat([labels for _, labels in parts])
 
 
 def normalise(images: UInt8[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-    """Bytes to numbers of about mean 0 and deviation 1."""
+    """Bytes to numbers of about mean 0 and deviation 1.
+
+    Shapes:  images  b c h w
+             return  b c h w
+    """
     return (images / 255 - 0.4) / 0.25
 
 
@@ -418,6 +436,7 @@ def summary(result: dict) -> list[dict]:
 
 
 def main(arguments: list[str]) -> int:
+    """Run the command line. Returns the exit status: 2 for an unknown experiment."""
     parser = argparse.ArgumentParser(prog="python -m t2t_ref.experiments", description=__doc__.split("\n")[0])
     parser.add_argument("names", nargs="*", help=f"of {', '.join(EXPERIMENTS)}; none lists them")
     parser.add_argument("--output", type=Path, default=Path("results"), help="folder of the results files")

@@ -1,7 +1,7 @@
 """Numbers for what one sees in feature maps and attention maps (chapter 15).
 
-Maps are b c h w: images, channels, rows, columns. Maps of tokens come from ``t2t_ref.inspection.token_maps``. All is
-computed in float64, since sums over many small numbers cost nothing beside a run of the model.
+Maps are b c h w: images, channels, rows, columns. Maps of tokens come from :func:`t2t_ref.inspection.token_maps`.
+All is computed in float64, since sums over many small numbers cost nothing beside a run of the model.
 """
 
 import math
@@ -50,7 +50,11 @@ def channel_health(
 
 
 def cosine_waves(length: int, **like) -> Float[Tensor, "k h"]:
-    """The orthonormal cosine waves along a side of ``length`` cells: row k has k half waves."""
+    """The orthonormal cosine waves along a side of ``length`` cells.
+
+    Shapes:  return  k h     h = length; row k has k half waves
+    Units:   ``like`` are dtype and device
+    """
     places = torch.arange(length, **like)
     waves = torch.cos(math.pi / length * einsum(places, places + 0.5, "k, h -> k h"))
     waves[0] /= math.sqrt(2)
@@ -158,7 +162,7 @@ def shift_response(
     answer is the mean squared change of the features, relative to that between two unrelated images.
 
     Shapes:  images    b c h w    w of at least size + the largest shift; at least two images
-             features  from b c h size to b ...
+             features  from b c h size to b and any other axes
              return    s          0: nothing changes; 1: as different as another image
     Units:   size and shifts are pixels
     Raises:  ValueError if the images are too narrow

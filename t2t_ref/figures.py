@@ -1,4 +1,7 @@
-"""The book's colours, its plot style, and the map of the model. Needs matplotlib; no other module imports this one."""
+"""The book's colours, its plot style, and the map of the model (chapter 1). Needs matplotlib.
+
+What imports it does so inside a function, so that the package can be used without matplotlib.
+"""
 
 import html
 from functools import cache
@@ -128,6 +131,7 @@ def label(shape: tuple[int, ...]) -> str:
 
 
 def panel(top: int, height: int, name_x: int, name: str, chapters: str, is_lit: bool) -> str:
+    """A frame around several boxes, with its name and its chapters."""
     stroke, width, fill = (TOKEN, 4, "#FFF6F0") if is_lit else ("#999", 1.5, "#FFF")
     return (
         f'<rect x="8" y="{top}" width="{WIDTH - 16}" height="{height}" rx="12" fill="{fill}" '
@@ -138,6 +142,7 @@ def panel(top: int, height: int, name_x: int, name: str, chapters: str, is_lit: 
 
 
 def draw_box(left: int, top: int, box: tuple, is_lit: bool) -> str:
+    """One box: its title, and the shape of what leaves it."""
     lines, stage = box
     stroke, width, fill = (TOKEN, 5, "#FBD9C6") if is_lit else ("#444", 1.5, "#F1F3F5")
     centre = left + BOX_WIDTH / 2
@@ -157,4 +162,5 @@ def draw_box(left: int, top: int, box: tuple, is_lit: bool) -> str:
 
 
 def arrow(path: str) -> str:
+    """An arrow along a path of SVG."""
     return f'<path d="{path}" fill="none" stroke="#333" stroke-width="2.5" marker-end="url(#tip)"/>'

@@ -97,6 +97,7 @@ class FusedTokenPerformer(TokenPerformer):
     """:class:`t2t_ref.TokenPerformer` with :func:`scaled_performer_attention`."""
 
     def attend(self, tokens: Float[Tensor, "b n d"]) -> Float[Tensor, "b n e"]:
+        """Attention with the values as shortcut, by :func:`scaled_performer_attention`."""
         keys, queries, values = self.kqv(tokens).chunk(3, dim=-1)
         mixed = scaled_performer_attention(queries, keys, values, self.w, self.epsilon)
         return values + self.drop(self.proj(mixed))
@@ -109,12 +110,17 @@ class FusedTokensToToken(TokensToToken):
              return  b n d
     Units:   with ``recompute``, training keeps nothing of the first two stages but their inputs, and computes them
              again in the backward pass
+    Raises:  ValueError for a wrong number of channels, and for a size that leaves no token
     """
 
     recompute = False
 
     def stage(self, image: Float[Tensor, "b h w c"], split: SoftSplit, layer: nn.Module) -> Float[Tensor, "b h2 w2 e"]:
-        """Soft split, T2T layer, re-structurization."""
+        """Soft split, T2T layer, re-structured image.
+
+        Shapes:  image   b h w c
+                 return  b h2 w2 e    h2 w2 windows
+        """
         rows, _ = split.grid_size((image.shape[1], image.shape[2]))
         if torch.is_grad_enabled() and image.requires_grad:
             # the way back through a pixel-major split is slower than through F.unfold

@@ -20,7 +20,7 @@ def preprocess(image, img_size: int | tuple[int, int] = 224) -> Float[Tensor, "1
 
     Shapes:  image   a PIL image, an array of h w or h w c bytes, or the path of an image file; grey, palette, CMYK,
                      16-bit grey and RGBA (whose alpha is dropped) are converted, EXIF rotation is applied
-             return  1 3 h w, h and w as in ``img_size``
+             return  1 3 h w    h and w as in ``img_size``
     Units:   img_size is pixels, an int or (height, width); the result is in standard deviations from ImageNet's mean
     Raises:  ValueError for something that is no image; FileNotFoundError for a path that is not there
     Source:  authors' evaluation: bicubic resize to size / 0.9, centre crop, ImageNet mean and standard deviation

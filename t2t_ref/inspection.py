@@ -1,4 +1,4 @@
-"""Looking inside a model: shapes, parameters, multiply-accumulates, inner features, attention maps."""
+"""Looking inside a model: shapes, parameters, MACs, inner features, attention maps (chapters 1, 9 and 15)."""
 
 import fnmatch
 import html
@@ -91,7 +91,10 @@ class ShapeTable(list):
         return "\n".join([*lines, "</tbody>", "</table>"])
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """The shape of the stage called ``name``. KeyError, with the names there are, if there is none."""
+        """The shape of the stage called ``name``.
+
+        Raises:  KeyError, with the names there are, if there is none
+        """
         for row in self:
             if row.name == name:
                 return row.shape
@@ -291,7 +294,7 @@ def token_maps(tokens: Float[Tensor, "b n d"], grid: tuple[int, int]) -> Float[T
     """Tokens as maps, one for each channel. A class token in front is left out.
 
     Shapes:  tokens  b n d     n = h w, or 1 + h w with a class token
-             grid    (h, w), as ``model.token_grid`` gives it
+             grid    (h, w)    as ``model.token_grid`` gives it
              return  b d h w
     Raises:  ValueError if n is neither
     """

@@ -28,6 +28,7 @@ class ReleasedFile:
 
     @property
     def url(self) -> str:
+        """Where the file can be downloaded."""
         return RELEASE + self.file
 
 

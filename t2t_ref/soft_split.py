@@ -11,8 +11,8 @@ def grid_size(size: tuple[int, int], kernel: int, stride: int, padding: int) -> 
 
     floor((size + 2 padding - kernel) / stride) + 1 along each side.
 
-    Shapes:  size    (h, w) of the image
-             return  (rows, columns) of the grid of windows
+    Shapes:  size    (h, w)             of the image
+             return  (rows, columns)    of the grid of windows
     Units:   all arguments are pixels
     Raises:  ValueError if the padded image is smaller than one window
     Source:  paper, Eq. (3), whose stride is k - s; the padding is in the authors' code only
@@ -60,4 +60,5 @@ class SoftSplit(nn.Module):
         return soft_split(image, self.kernel, self.stride, self.padding)
 
     def extra_repr(self) -> str:
+        """The three settings, for print."""
         return f"kernel={self.kernel}, stride={self.stride}, padding={self.padding}"

@@ -72,7 +72,11 @@ class T2TViT(TokenClassifier):
         self.apply(init_weights)
 
     def embed(self, image: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n d"]:
-        """Image to the tokens that enter the first block; n counts the class token, which is row 0."""
+        """Image to the tokens that enter the first block.
+
+        Shapes:  image   b c h w
+                 return  b n d     n counts the class token, which is row 0
+        """
         self.check_image(image)
         tokens = self.tokens_to_token(image)
         cls_tokens = repeat(self.cls_token, "1 1 d -> b 1 d", b=tokens.shape[0])
@@ -80,7 +84,11 @@ class T2TViT(TokenClassifier):
         return self.pos_drop(tokens + self.position_table(image))
 
     def forward_features(self, image: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n d"]:
-        """Image to tokens after the last norm; n counts the class token, which is row 0."""
+        """Image to tokens after the last norm.
+
+        Shapes:  image   b c h w
+                 return  b n d     n counts the class token, which is row 0
+        """
         tokens = self.embed(image)
         for block in self.blocks:
             tokens = block(tokens)

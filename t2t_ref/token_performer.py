@@ -103,6 +103,7 @@ class TokenPerformer(nn.Module):
     Shapes:  tokens  b n d     d = 147 at the first split, 576 at the second
              return  b n e     e = token_dim, 64 in every model of the paper
     Units:   drop_rate is the authors' hard-wired dropout; epsilon is added to the denominator, 0 switches it off
+    Raises:  ValueError for a negative epsilon
     Source:  paper, Sec. 3.1; ``Token_performer`` of the authors' code. The random directions ``w`` are frozen and
              belong to the checkpoint; the linear layer yields keys, queries, values, in this order.
     """
@@ -132,7 +133,11 @@ class TokenPerformer(nn.Module):
         self.w = nn.Parameter(directions, requires_grad=False)
 
     def attend(self, tokens: Float[Tensor, "b n d"]) -> Float[Tensor, "b n e"]:
-        """Attention with the values as shortcut: values + proj(attention)."""
+        """Attention with the values as shortcut: values + proj(attention).
+
+        Shapes:  tokens  b n d     after the first norm
+                 return  b n e
+        """
         keys, queries, values = self.kqv(tokens).chunk(3, dim=-1)
         mixed = performer_attention(queries, keys, values, self.w, self.epsilon)
         return values + self.drop(self.proj(mixed))

@@ -27,7 +27,10 @@ class PatchEmbed(nn.Module):
         self.proj = nn.Conv2d(in_chans, embed_dim, patch_size, stride=patch_size)
 
     def grid_size(self, size: tuple[int, int]) -> tuple[int, int]:
-        """(rows, columns) of the tokens of an image of (h, w) pixels."""
+        """(rows, columns) of the tokens of an image of (h, w) pixels.
+
+        Raises:  ValueError if the patches do not tile the image
+        """
         h, w = size
         if h % self.patch_size or w % self.patch_size:
             raise ValueError(f"patches of {self.patch_size} pixels do not tile an image of {h}x{w}")
@@ -97,7 +100,11 @@ class ViT(TokenClassifier):
                 module.eps = 1e-6  # timm's, where the authors' T2T-ViT has 1e-5
 
     def embed(self, image: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n d"]:
-        """Image to the tokens that enter the first block; n counts the class token, which is row 0."""
+        """Image to the tokens that enter the first block.
+
+        Shapes:  image   b c h w
+                 return  b n d     n counts the class token, which is row 0
+        """
         self.check_image(image)
         tokens = self.patch_embed(image)
         cls_tokens = repeat(self.cls_token, "1 1 d -> b 1 d", b=tokens.shape[0])
@@ -105,7 +112,11 @@ class ViT(TokenClassifier):
         return self.pos_drop(tokens + self.position_table(image))
 
     def forward_features(self, image: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n d"]:
-        """Image to tokens after the last norm; n counts the class token, which is row 0."""
+        """Image to tokens after the last norm.
+
+        Shapes:  image   b c h w
+                 return  b n d     n counts the class token, which is row 0
+        """
         tokens = self.embed(image)
         for block in self.blocks:
             tokens = block(tokens)

@@ -75,7 +75,10 @@ def recipe_for(kind: str, seed: int):
 
 
 def shown_digits(count: int, size: int = 64) -> tuple[Float[Tensor, "b c h w"], Int[Tensor, " b"]]:
-    """Normalised test images, the same ones every time, and their labels."""
+    """Normalised test images, the same ones every time, and their labels.
+
+    Shapes:  return  (b c h w, b)    b = count, h = w = size
+    """
     images, labels = ScatteredDigits("test", seed=0, size=size, **DIGITS).draw(range(count))
     return (images - MEAN) / STD, labels
 
@@ -94,6 +97,8 @@ def feature_maps(model: nn.Module, image: Float[Tensor, "b c h w"]) -> dict[str,
     T2TViT: after each T2T layer, the tokens that enter the backbone (with positions), after each block. ViT: the same
     without T2T layers. A residual network, ours or torchvision's: after the stem, after each block.
 
+    Shapes:  image   b c h w
+             return  by name: b channels rows columns
     Raises:  ValueError for another kind of model
     """
     h, w = image.shape[-2:]
@@ -132,7 +137,11 @@ def short_name(name: str) -> str:
 
 
 def last_maps(model: nn.Module, image: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d rows columns"]:
-    """The maps at stride 16 that come before the backbone, or for a residual network the last ones."""
+    """The maps at stride 16 that come before the backbone, or for a residual network the last ones.
+
+    Shapes:  image   b c h w
+             return  b d rows columns
+    """
     maps = feature_maps(model, image)
     return maps["tokens"] if "tokens" in maps else list(maps.values())[-1]
 
@@ -160,7 +169,10 @@ def statistics(model: nn.Module) -> dict:
 
 
 def silent_shares(model: T2TViT, image: Float[Tensor, "b c h w"]) -> list[float]:
-    """For each performer: the share of tokens that get less than half of their attention, the rest going to epsilon."""
+    """For each performer: the share of tokens that get less than half of their attention, the rest going to epsilon.
+
+    Shapes:  image   b c h w
+    """
     shares = [weights.sum(dim=-1) for weights in token_attention_maps(model, image)]
     return [(share < 0.5).double().mean().item() for share in shares]
 
@@ -252,6 +264,7 @@ def trained(kind: str, seed: int, folder: Path) -> tuple[nn.Module, float]:
 
 
 def main(arguments: list[str]) -> int:
+    """Run the command line. Returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m t2t_ref.what_it_sees", description=__doc__.split("\n")[0])
     parser.add_argument("--output", type=Path, default=Path("results"), help="folder of the results files")
     parser.add_argument("--runs", type=Path, default=Path("runs/what_it_sees"), help="folder of all trained models")

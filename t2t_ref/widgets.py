@@ -66,7 +66,7 @@ def soft_split_explorer(
     Mode "one": one soft split whose kernel, stride and padding can be moved. Mode "three": the three splits of the
     model, and what a final token grew from. The reader can change from one to the other.
 
-    Shapes:  image   c h w or 1 c h w, c = 3 (red, green, blue); None for a drawn picture
+    Shapes:  image   3 h w    red, green, blue, or 1 3 h w; None for a drawn picture
     Units:   image between 0 and 1, each side 8 to 64 pixels; kernel, stride and padding are pixels of ``image``;
              token is the number of the token shown first, row by row from 0 (None: one in the middle)
     Raises:  ValueError for another kind of image, an unknown mode, a start value out of range
@@ -119,7 +119,12 @@ def span(index: int, size: int, splits: tuple[tuple[int, int, int], ...]) -> str
 
 
 def one_picture(image) -> Float[Tensor, "3 h w"]:
-    """The one picture of 3 h w or 1 3 h w, once it is clear that it can be shown. ValueError if it cannot."""
+    """The picture, once it is clear that it can be shown.
+
+    Shapes:  image   3 h w    or 1 3 h w
+             return  3 h w
+    Raises:  ValueError for anything but a float tensor of such a shape, size and range
+    """
     expected = "expected a float tensor of shape (3, h, w) or (1, 3, h, w) with values between 0 and 1"
     if not isinstance(image, Tensor):
         raise ValueError(f"found {type(image).__name__}, {expected}")
@@ -137,12 +142,19 @@ def one_picture(image) -> Float[Tensor, "3 h w"]:
 
 
 def check_range(name: str, value: int, low: int, high: int) -> None:
+    """Refuse a value out of range.
+
+    Raises:  ValueError, with the range
+    """
     if not low <= value <= high:
         raise ValueError(f"{name} is {value}, expected {low} to {high}")
 
 
 def pixel_bytes(image: Float[Tensor, "3 h w"]) -> bytes:
-    """The picture as bytes in (row, column, channel) order, as a canvas wants it."""
+    """The picture as bytes in (row, column, channel) order, as a canvas wants it.
+
+    Shapes:  image   3 h w    between 0 and 1
+    """
     pixels: UInt8[Tensor, hwc] = rearrange((image.detach().cpu().float() * 255).round().byte(), "c h w -> (h w c)")
     return bytes(pixels.tolist())
 
@@ -150,7 +162,7 @@ def pixel_bytes(image: Float[Tensor, "3 h w"]) -> bytes:
 def drawn_picture(side: int) -> Float[Tensor, "3 h w"]:
     """A house on a hill, drawn in whole numbers, so that every machine draws the same bytes.
 
-    Shapes:  return  3 h w, h = w = side
+    Shapes:  return  3 h w    h = w = side
     Units:   side is pixels; the result is between 0 and 1
     """
     fine = 4 * side  # 16 samples a pixel; below, y and x run from 0 to 64
@@ -234,7 +246,10 @@ def feature_viewer(
 
 
 def pack_maps(maps: Float[Tensor, "c h w"], most: int) -> dict:
-    """At most so many channels, each in bytes from its smallest to its largest value: channel, row, column."""
+    """At most so many channels, each in bytes from its smallest to its largest value: channel, row, column.
+
+    Shapes:  maps    c h w
+    """
     count, h, w = maps.shape
     numbers = [i * count // most for i in range(most)] if count > most else list(range(count))
     maps = maps[numbers].detach().cpu().double()
@@ -248,6 +263,7 @@ def pack_maps(maps: Float[Tensor, "c h w"], most: int) -> dict:
 
 @cache
 def template(name: str = "soft_split_explorer.html") -> str:
+    """The text of one of the two pages, before it is filled in."""
     return Path(__file__).with_name(name).read_text(encoding="utf-8")
 
 

@@ -39,7 +39,7 @@ ROLE_OR_LITERAL = re.compile(r"(``.+?``|:[\w:]+:`[^`]+`)")
 SIGNS = re.compile(r"[\\|`]|(?<=\w)_(?!\w)|(?<![\w*])\*(?!\w[^*]*\w\*(?!\w))|\*\*")  # but for the stars of *stress*
 AXIS = r"(?:\*?[a-z]{1,2}\d?|\d+|\.\.\.|n_new|num_features|classes|rows|columns)"
 AXES = re.compile(rf"{AXIS}(?: {AXIS})*|\([^()]*\)")
-ERROR = re.compile(r"\b([A-Z][a-z]\w*Error|CannotStart|NotFinite|Interrupted)\b")
+ERROR = re.compile(r"\b([A-Z]\w*Error|CannotStart|NotFinite|Interrupted)\b")
 
 
 # ---- text
@@ -120,6 +120,7 @@ def markup(lines: list[str]) -> list[str]:
                 result += [":Shapes:", *(f"    {row}" for row in shape_rows(body))]
             else:
                 text = inline(" ".join(part.strip() for part in body))
+                text = re.sub(r"^(?=\w+[.)] )", r"\\", text)  # "E. Author" is no item E of a list
                 result.append(f":{block[1]}: " + (ERROR.sub(r":exc:`\1`", text) if block[1] == "Raises" else text))
         elif line.startswith("    "):  # an example, a formula, a table: as it stands
             body = [line]
@@ -135,53 +136,58 @@ def markup(lines: list[str]) -> list[str]:
 # ---- assignments with their comments
 
 
-def short(value: ast.expr | None) -> str:
-    """A value as in the source; of a long table its keys, of anything else that is long nothing."""
-    text = ast.unparse(value).replace("'", '"') if value else ""
-    if isinstance(value, ast.Dict) and len(text) > 72:
-        text = ", ".join(ast.literal_eval(key) for key in value.keys if isinstance(key, ast.Constant))
-        return text and f"{{{text}}}"
-    return "" if text.startswith("field(") or len(text) > 72 else text
+LONGEST = 72
 
 
-def assignments(source: str, owner: type | None = None) -> list[tuple[str, str, str, str]]:
-    """(heading, name, "type = value", comment) of what a class or a module assigns.
+def comment_behind(node: ast.stmt, lines: list[str]) -> str:
+    """The comment at the end of a statement, else the one behind the bracket that opens it."""
+    behind = lines[node.end_lineno - 1].encode()[node.end_col_offset :].decode().partition("#")[2]
+    return (behind or lines[node.lineno - 1].partition("  # ")[2]).strip()
 
-    Of a class its annotated names, which are the fields of a record; of a module the names in capitals.
-    """
-    lines, found, heading, before = source.splitlines(), [], "", 0
-    tree = ast.parse(source)
-    for node in tree.body[0].body if owner else tree.body:
-        is_field = owner and isinstance(node, ast.AnnAssign)
-        is_constant = not owner and isinstance(node, ast.Assign | ast.AnnAssign)
-        if is_field or is_constant:
-            target = ast.unparse(node.targets[0] if isinstance(node, ast.Assign) else node.target)
-            alone = [line.strip() for line in lines[before : node.lineno - 1] if line.strip().startswith("#")]
-            alone = [line.lstrip("# ") for line in alone if not line.startswith("# --")]
-            heading = alone[-1] if is_field and alone else heading
-            comment = lines[node.end_lineno - 1].encode()[node.end_col_offset :].decode().partition("#")[2].strip()
-            if is_constant:
-                comment = " ".join(alone) or comment
-                first = lines[node.lineno - 1].partition("  # ")[2]  # behind the bracket that opens a long value
-                comment = comment or first
-            kind = ast.unparse(node.annotation) if isinstance(node, ast.AnnAssign) and owner else ""
-            text = " = ".join(filter(None, [kind, short(node.value)]))
-            name = target.strip("()")
-            if is_field or (name.split(",")[0].isupper() and (text or comment)):
-                found.append((heading, name, text, comment))
+
+def row(name: str, value: str, comment: str) -> str:
+    if value.startswith("Keys") and comment:  # a long list comes last
+        return f":``{name}``: {inline(comment)}. {value}"
+    return f":``{name}``: " + " ".join(filter(None, [value, inline(comment)]))
+
+
+def fields(record: type) -> list[str]:
+    """The annotated names of a class with their types, defaults and comments; comments alone are headings."""
+    source = textwrap.dedent(inspect.getsource(record))
+    lines, rows, before = source.splitlines(), [], 0
+    for node in ast.parse(source).body[0].body:
+        if isinstance(node, ast.AnnAssign):
+            headings = [line.strip("# ") for line in lines[before : node.lineno - 1] if line.lstrip().startswith("#")]
+            rows += [text for heading in headings for text in ("", f"**{inline(heading)}**", "")]
+            value = ast.get_source_segment(source, node.value) if node.value else ""
+            value = "" if value.startswith("field(") else value
+            kind = " = ".join(filter(None, [ast.unparse(node.annotation), value]))
+            rows.append(row(ast.unparse(node.target), f"``{kind}``", comment_behind(node, lines)))
         before = node.end_lineno
-    return found
+    return rows
 
 
-def field_list(rows: list[tuple[str, str, str, str]]) -> list[str]:
-    """Rows of :func:`assignments` as fields, below their headings."""
-    lines, last = [], ""
-    for heading, name, value, comment in rows:
-        if heading != last:
-            lines += ["", f"**{inline(heading)}**", ""]
-            last = heading
-        lines.append(f":``{name}``: " + " ".join(filter(None, [value and f"``{value}``", inline(comment)])))
-    return lines
+def constants(module: object) -> list[str]:
+    """The names in capitals of a module that have a comment or are tables, with their values or keys."""
+    source = inspect.getsource(module)
+    lines, rows, before = source.splitlines(), [], 0
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.Assign | ast.AnnAssign):
+            name = ast.unparse(node.target if isinstance(node, ast.AnnAssign) else node.targets[0]).strip("()")
+            above = [line.strip("# ") for line in lines[before : node.lineno - 1] if re.match("# (?!--)", line)]
+            comment = " ".join(above) or comment_behind(node, lines)
+            value = " ".join(ast.get_source_segment(source, node.value).split())
+            thing = getattr(module, name, None)
+            if len(value) <= LONGEST:
+                value = f"``{value}``"
+            elif isinstance(thing, dict) and all(isinstance(key, str) for key in thing):
+                value = "Keys: " + ", ".join(f"``{key}``" for key in thing)
+            else:
+                value = ""
+            if name.split(",")[0].isupper() and (comment or value.startswith("Keys")):
+                rows.append(row(name, value, comment))
+        before = node.end_lineno
+    return rows
 
 
 # ---- what autodoc asks
@@ -193,32 +199,32 @@ def ours(thing: object) -> bool:
 
 def process_docstring(app, what, name, thing, options, lines) -> None:
     result = markup(lines)
-    if what == "class":
-        rows = assignments(textwrap.dedent(inspect.getsource(thing)), thing)
+    if what in ("class", "exception"):
+        rows = fields(thing)
         bases = [base for base in thing.__bases__ if base is not object]
         if (rows or bases) and result and not result[-1].startswith((":", " ")):
             result.append("")
         if rows:
             result.append(f":{'Fields' if is_dataclass(thing) else 'Attributes'}:")
-            result += [f"    {line}" if line else "" for line in field_list(rows)]
+            result += [f"    {line}" if line else "" for line in rows]
         if bases:
             shown = (f":class:`~{b.__module__}.{b.__name__}`" if ours(b) else f"``{b.__name__}``" for b in bases)
             result.append(f":Base: {', '.join(shown)}")
-    elif what == "module" and "no-members" not in options and options.get("members") is not None:
-        rows = assignments(inspect.getsource(thing))
+    elif what == "module" and options.get("members") is not None:
+        rows = constants(thing)
         if rows:
-            result += ["", ".. rubric:: Constants", "", *field_list(rows)]
+            result += ["", ".. rubric:: Constants", "", *rows]
     lines[:] = [*result, ""]
 
 
 def process_signature(app, what, name, thing, options, signature, returned):
     # the fields of a record say the same, with their comments
-    if what == "class" and (is_dataclass(thing) or signature.startswith("(*args")):
+    if what == "class" and (is_dataclass(thing) or signature.startswith(("(*args", "(iterable"))):
         return "", ""
 
 
 def skip_member(app, what, name, thing, skip, options):
-    if name == "forward":
+    if name == "forward" and ours(thing):
         return False  # what it does, the docstring of its class says
     if what == "class" and isinstance(thing, type):
         return True

@@ -50,7 +50,10 @@ def value_of(text: str, kind: object) -> object:
 
 
 def option_of(word: str) -> tuple[str, object]:
-    """name=value as a pair; a value with commas is several."""
+    """name=value as a pair; a value with commas is several.
+
+    Raises:  ValueError without an equals sign or a name
+    """
     name, equals, text = word.partition("=")
     if not equals or not name.isidentifier():
         raise ValueError(f"expected name=value, found {word!r}")
@@ -61,6 +64,7 @@ def option_of(word: str) -> tuple[str, object]:
 
 
 def make_parser() -> argparse.ArgumentParser:
+    """The command line. Its options are the fields of a recipe, its help their comments."""
     parser = argparse.ArgumentParser(
         "python -m t2t_ref.train",
         usage="%(prog)s [RECIPE] [--output DIR] [--resume] [--FIELD VALUE ...]",
@@ -129,6 +133,7 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, Recipe]:
 
 
 def print_recipe(recipe: Recipe) -> None:
+    """Print a recipe, one field a line, as the command line takes it."""
     heading = None
     for group, field, text in described_fields():
         if group != heading:

@@ -35,11 +35,21 @@ Factors = Float[Tensor, "b"]
 
 
 def by(factor: Factors) -> Float[Tensor, "b 1 1 1"]:
+    """A factor for each image, ready to multiply images.
+
+    Shapes:  factor  b
+             return  b 1 1 1
+    """
     return rearrange(factor, "b -> b 1 1 1")
 
 
 def warp(images: Images, fill: Tensor, linear: list, fixed: tuple = (0, 0), shift: tuple = (0, 0)) -> Images:
-    """Move what is at x to A (x - fixed) + fixed + shift, for A = [[a, b], [c, d]] = ``linear``, x = (column, row)."""
+    """Move what is at x to A (x - fixed) + fixed + shift, for A = [[a, b], [c, d]] = ``linear``, x = (column, row).
+
+    Shapes:  images  b c h w
+             fill    c          colour of what comes in from outside
+             return  b c h w
+    """
     ones = torch.ones(len(images), device=images.device)
     a, b, c, d = (entry * ones for entry in linear)
     x, y = fixed[0] - 0.5, fixed[1] - 0.5  # kornia counts from the centre of the first pixel, Pillow from its corner
@@ -49,17 +59,35 @@ def warp(images: Images, fill: Tensor, linear: list, fixed: tuple = (0, 0), shif
 
 
 def rotate(images: Images, level: Factors, sign: Factors, fill: Tensor) -> Images:
+    """Turn each image about its middle, by up to 30 degrees at level 1.
+
+    Shapes:  images       b c h w
+             level, sign  b
+             fill         c    colour of the corners
+             return       b c h w
+    """
     angle = torch.deg2rad(30 * level * sign)  # counter-clockwise, about the middle
     cos, sin = angle.cos(), angle.sin()
     return warp(images, fill, [cos, sin, -sin, cos], fixed=(images.shape[-1] / 2, images.shape[-2] / 2))
 
 
 def auto_contrast(images: Images) -> Images:
+    """Stretch each channel from its own darkest value to its own brightest: 0 to 1.
+
+    Shapes:  images  b c h w
+             return  b c h w
+    """
     low, high = (reduce(images, "b c h w -> b c 1 1", how) for how in ("min", "max"))
     return torch.where(high > low, (images - low) / (high - low).clamp(min=1e-6), images)
 
 
 def solarize_add(images: Images, level: Factors) -> Images:
+    """Brighten the darker half of the values, by up to 110 / 255 at level 1.
+
+    Shapes:  images  b c h w
+             level   b
+             return  b c h w
+    """
     brighter = (images + by((110 * level).trunc() / 255)).clamp(max=1)
     return torch.where(images < 128 / 255, brighter, images)
 
@@ -138,6 +166,7 @@ class MixUp(K.RandomMixUpV2):
         self.alpha = alpha
 
     def generate_parameters(self, batch_shape) -> dict[str, Tensor]:
+        """The draw for one batch, in the form that kornia asks for."""
         b = batch_shape[0]
         share = Beta(self.alpha, self.alpha).sample()
         return {"mixup_pairs": torch.arange(b).flip(0), "mixup_lambdas": (1 - share) * torch.ones(b)}
@@ -151,6 +180,7 @@ class CutMix(K.RandomCutMixV2):
         self.alpha = alpha
 
     def generate_parameters(self, batch_shape) -> dict[str, Tensor]:
+        """The draw for one batch, in the form that kornia asks for."""
         b, _, h, w = batch_shape
         side = math.sqrt(1 - Beta(self.alpha, self.alpha).sample())
         starts, lengths = [], []
@@ -164,6 +194,7 @@ class CutMix(K.RandomCutMixV2):
         return {"mix_pairs": pairs, "crop_src": boxes, "image_shape": torch.tensor([float(h), float(w)])}
 
     def apply_transform(self, input, params, maybe_flags=None) -> Tensor:
+        """Put the box of the last image into the first one, and so on."""
         # with one box for all a slice does; kornia makes a mask of the size of the batch, on the CPU
         corners = params["crop_src"][0, 0].long()
         (left, top), (right, bottom) = corners[0].tolist(), corners[2].tolist()
@@ -182,6 +213,10 @@ def soft_targets(
 ) -> Float[Tensor, "b k"]:
     """Probabilities of the classes: ``share`` to the label, the rest to the other one, after smoothing.
 
+    Shapes:  labels  b
+             others  b      None: no other label
+             share   b      between 0 and 1
+             return  b k    k = num_classes; rows sum to 1
     Source:  timm 0.3.4, ``mixup_target``: with 1000 classes and smoothing 0.1 a class that is not there gets 0.0001
     """
     targets = F.one_hot(labels, num_classes).float()
@@ -251,7 +286,11 @@ class Augment(nn.Module):
 
     @torch.no_grad()
     def normalise(self, images: Float[Tensor, "b c h1 w1"] | UInt8[Tensor, "b c h1 w1"]) -> Float[Tensor, "b c h w"]:
-        """Images for evaluation: resized, the centre cut out where the recipe says so, normalised."""
+        """Images for evaluation: resized, the centre cut out where the recipe says so, normalised.
+
+        Shapes:  images  b c h1 w1    bytes, or floats from 0 to 1
+                 return  b c h w      h = w = img_size
+        """
         images = self.to_floats(images)
         if not self.is_read_to_size:
             whole = tuple(int(side / self.recipe.crop_pct) for side in self.size)
@@ -261,12 +300,23 @@ class Augment(nn.Module):
         return (images - self.mean) / self.std
 
     def to_floats(self, images: Tensor) -> Images:
+        """Bytes become floats from 0 to 1, floats stay.
+
+        Shapes:  images  b c h w
+                 return  b c h w
+        Raises:  ValueError for a number of channels other than that of the mean
+        """
         if images.shape[1] != len(self.mean):
             raise ValueError(f"images have {images.shape[1]} channels, the recipe's mean {len(self.mean)}")
         return images.float() if images.is_floating_point() else images.float() / 255
 
     def mix(self, images: Images, labels: Int[Tensor, "b"]) -> tuple[Images, Float[Tensor, "b k"]]:
-        """Mixup or cutmix, by chance, for the whole batch; targets that say how much of each class is there."""
+        """Mixup or cutmix, by chance, for the whole batch; targets that say how much of each class is there.
+
+        Shapes:  images  b c h w
+                 labels  b
+                 return  (b c h w, b k)
+        """
         recipe = self.recipe
         is_mixed, is_cut = torch.rand(()) < recipe.mix_probability, torch.rand(()) < recipe.switch_probability
         others = share = None
@@ -279,7 +329,11 @@ class Augment(nn.Module):
         return images, soft_targets(labels, self.num_classes, recipe.smoothing, others, share)
 
     def erase(self, images: Images) -> Images:
-        """A rectangle of noise in some images, as wild as the normalised images themselves."""
+        """A rectangle of noise in some images, as wild as the normalised images themselves.
+
+        Shapes:  images  b c h w
+                 return  b c h w
+        """
         if not self.recipe.erasing:
             return images
         hole = self.hole(torch.zeros_like(images[:, :1]))
@@ -287,6 +341,12 @@ class Augment(nn.Module):
 
 
 def resize(images: Images, size: tuple[int, int], interpolation: str) -> Float[Tensor, "b c h2 w2"]:
+    """Images of another size, still between 0 and 1.
+
+    Shapes:  images  b c h w
+             size    (h2, w2)
+             return  b c h2 w2
+    """
     if tuple(images.shape[-2:]) == tuple(size):
         return images
     return F.interpolate(images, size, mode=interpolation, antialias=True).clamp(0, 1)

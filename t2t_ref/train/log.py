@@ -1,4 +1,4 @@
-"""What a run writes down as it goes: lines of JSON, and a picture of the curve."""
+"""What a run writes down as it goes: lines of JSON, and a picture of the curve (chapter 11)."""
 
 import json
 import logging
@@ -45,6 +45,7 @@ class Log:
         return os.fstat(self.file.fileno()).st_size
 
     def close(self) -> None:
+        """Close the file. The lines stay in memory."""
         if self.file:
             self.file.close()
             self.file = None
@@ -58,6 +59,7 @@ class WarningsToLog(logging.Handler):
         self.log, self.say = log, say
 
     def emit(self, record: logging.LogRecord) -> None:
+        """Called by Python's logging for each warning."""
         self.log.write("warning", message=record.getMessage())
         self.say(record.getMessage())
 

@@ -1,4 +1,4 @@
-"""The training loop: :func:`fit` runs a recipe, in memory or with everything in a folder."""
+"""The training loop: :func:`fit` runs a recipe, in memory or with everything in a folder (chapters 11 and 17)."""
 
 import signal
 import sys
@@ -57,10 +57,12 @@ class Result:
 
     @property
     def steps(self) -> list[dict]:
+        """Lines of the log with the mean loss of some updates."""
         return [line for line in self.log if line["kind"] == "step"]
 
     @property
     def epochs(self) -> list[dict]:
+        """Lines of the log with the numbers of the test set."""
         return [line for line in self.log if line["kind"] == "epoch"]
 
 
@@ -81,9 +83,9 @@ def fit(
     the weights and the curve. Run under torchrun or ``accelerate launch``, the processes share the work. The global
     generators of Python, numpy and torch are left as they were.
 
-    Units:   data is what ``t2t_ref.train.sources.open_data`` returns (train, test, num_classes), and model a model to
-             train in place, if they are not those of the recipe; cpu=True keeps off any accelerator; after_update is
-             called with the model and the number of updates so far
+    Units:   data is what :func:`t2t_ref.train.sources.open_data` returns, and model a model to train in place, if they
+             are not those of the recipe; cpu=True keeps off any accelerator; after_update is called with the model and
+             the number of updates so far
     Raises:  CannotStart for whatever goes wrong before the first update: a folder that holds another run or has no
              room, data that is not there; NotFinite; Interrupted
     """
@@ -121,7 +123,10 @@ def build_model(recipe: Recipe, num_classes: int) -> nn.Module:
 
 
 def check_folder(folder: Path, resume: bool) -> None:
-    """CannotStart if the folder holds a run that is not to be resumed."""
+    """Refuse a folder that holds a run which is not to be resumed.
+
+    Raises:  CannotStart
+    """
     if not resume and ((folder / "log.jsonl").exists() or states_of(folder)):
         raise CannotStart(
             f"{folder} holds an earlier run: --resume goes on with it, --output names another folder; or remove it"
@@ -181,7 +186,10 @@ class Run:
         self.open_folder(resume)
 
     def count_updates(self) -> int:
-        """Updates in an epoch."""
+        """Updates in an epoch.
+
+        Raises:  ValueError if there are fewer images than one update takes
+        """
         if self.recipe.updates_per_epoch:
             return self.recipe.updates_per_epoch
         streamed = isinstance(self.data.train, IterableDataset)
@@ -245,7 +253,10 @@ class Run:
     # ---- state
 
     def save(self) -> None:
-        """Write the state. Once it is there, everything before it is done for good."""
+        """Write the state. Once it is there, everything before it is done for good.
+
+        Raises:  NotFinite for weights that are none; OSError, with the way on, if the disk does not take it
+        """
         if not self.folder:
             return
         if not all(parameter.isfinite().all() for parameter in self.model.parameters()):
@@ -323,6 +334,7 @@ class Run:
     # ---- the loop
 
     def train(self) -> Result:
+        """All epochs that are not done yet, then the results."""
         if self.finished:
             self.say(f"this run is finished: {self.update} updates; for another one choose another --output")
             return self.result()
@@ -366,7 +378,10 @@ class Run:
                 self.save()
 
     def train_update(self, batches: list) -> dict:
-        """One update of the weights, from the gradients of ``accumulate`` batches. Returns what was measured."""
+        """One update of the weights, from the gradients of ``accumulate`` batches. Returns what was measured.
+
+        Raises:  ValueError if the data ended too early
+        """
         if len(batches) < self.recipe.accumulate:
             raise ValueError(f"the data ended at update {self.start} of {self.updates_per_epoch} of an epoch")
         losses, correct, seen = [], 0, []
@@ -450,7 +465,10 @@ class Run:
             self.save()
 
     def evaluate(self) -> Evaluation:
-        """The test set, by the average of the weights if there is one."""
+        """The test set, by the average of the weights if there is one.
+
+        Raises:  NotFinite if the answers are no numbers
+        """
         options = dict(batch_size=self.recipe.batch_size, workers=self.recipe.workers, accelerator=self.accelerator)
         try:
             with self.accelerator.autocast():
@@ -490,7 +508,10 @@ class Run:
                 self.model(images)
 
     def interrupt(self) -> None:
-        """Save, write what there is, and leave."""
+        """Save, write what there is, and leave.
+
+        Raises:  Interrupted
+        """
         self.save()
         self.write_results()
         self.log.write("end", reason="interrupted", update=self.update)
@@ -509,10 +530,12 @@ class Run:
             draw_curve(self.log.lines, self.folder / CURVE)
 
     def result(self) -> Result:
+        """What the run gives back, with its model in eval mode."""
         self.model.eval()
         return Result(self.recipe, self.model, self.average.module if self.average else None, self.log.lines)
 
     def close(self) -> None:
+        """Leave nothing behind: no open log, no marks on the model."""
         LOGGER.removeHandler(self.handler)
         self.log.close()
         # accelerate leaves marks on a model, by which it would not prepare it again, and its own unwrapping leaves some
@@ -520,6 +543,7 @@ class Run:
             delattr(self.model, name)
 
     def say(self, text: str) -> None:
+        """A line for people, from the main process alone."""
         if not self.quiet and self.main:
             tqdm.write(text)
 
@@ -541,8 +565,10 @@ def plain(value: object) -> object:
 
 
 def versions() -> dict[str, str]:
+    """Of the packages that the numbers of a run depend on."""
     return {"t2t_ref": t2t_ref.__version__, "torch": str(torch.__version__), "accelerate": accelerate.__version__}
 
 
 def device_name(device: torch.device) -> str:
+    """The name of the GPU, or the kind of device."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

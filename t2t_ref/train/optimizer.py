@@ -1,4 +1,4 @@
-"""What moves the weights: groups of parameters, the learning rate of every epoch, and the average of the weights."""
+"""What moves the weights: groups of parameters, learning rate, and the average of the weights (chapter 11)."""
 
 import math
 from functools import partial
@@ -18,6 +18,7 @@ def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict]:
     token and a learned position table, do not. Frozen parameters are in no group: the sinusoid table, and the
     performer's random directions.
 
+    Raises:  ValueError for a model without trainable parameters
     Source:  authors' code, with timm's ``add_weight_decay``; the rates of transfer from their transfer_learning.py
     """
     spared = set() if recipe.decay_all else set(getattr(model, "no_weight_decay", set)())
@@ -88,6 +89,7 @@ class WeightAverage(AveragedModel):
         self.eval()
 
     def update_parameters(self, model: nn.Module) -> None:
+        """Take in the weights of one more update."""
         if self.warmup:
             updates = int(self.n_averaged)
             self.multi_avg_fn = get_ema_multi_avg_fn(min(self.decay, (1 + updates) / (10 + updates)))

@@ -1,4 +1,4 @@
-"""Recipes as data: what to train, on what, for how long, with what.
+"""Recipes as data: what to train, on what, for how long, with what (chapter 11).
 
 A recipe is one flat, frozen record of plain values. Everything that changes the weights stands in it, so two runs of
 equal recipes are equal. ``python -m t2t_ref.train NAME --print-recipe`` prints one.
@@ -19,6 +19,7 @@ class Recipe:
 
     Units:   epochs may be cut anywhere by ``updates_per_epoch``; batch_size is images a process and a step; image sizes
              and paddings are pixels; rates and probabilities are from 0 to 1, and 0 switches a thing off
+    Raises:  ValueError for an unknown optimizer or precision, a count below 1, more warm-up and cool-down than epochs
     """
 
     # data
@@ -272,7 +273,10 @@ def find_recipe(name: str, changes: Mapping[str, object] | None = None) -> Recip
 
 
 def check_field(name: str, also: tuple[str, ...] = ()) -> None:
-    """ValueError that names the nearest fields if a recipe has none of this name, nor is it one of ``also``."""
+    """Refuse a name that is neither a field of a recipe nor one of ``also``.
+
+    Raises:  ValueError, with the nearest fields
+    """
     known = [*(field.name for field in fields(Recipe)), *also]
     if name not in known:
         near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)

@@ -1,4 +1,6 @@
-"""Which images make up a batch, and where the randomness of a step comes from: functions of the position, no state.
+"""Which images make up a batch, and where the randomness of a step comes from (chapters 11 and 17).
+
+Both are functions of the position; there is no state to keep.
 
 The order of an epoch is a function of (seed, epoch), the draws of a step of (seed, epoch, step, rank), the draws that
 read an image of (seed, epoch, index). So a run that goes on from a saved position needs no state of a generator.

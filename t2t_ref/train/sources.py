@@ -87,6 +87,7 @@ def crops_at_reading(spec: str) -> bool:
 
 
 def open_digits(recipe: Recipe, kind: str, training: bool) -> Data:
+    """The digits of :mod:`t2t_ref.data`, by the options of the recipe."""
     options = dict(recipe.data_options) | {"size": recipe.img_size}
     if kind == "digits":
         train, test = (Digits(split, **options) for split in ("train", recipe.test_split))
@@ -101,6 +102,11 @@ def open_digits(recipe: Recipe, kind: str, training: bool) -> Data:
 
 
 def open_folder(recipe: Recipe, root: Path, training: bool) -> Data:
+    """Photographs in folders, one folder for each class.
+
+    Raises:  FileNotFoundError without the folders train and val; ValueError if their classes differ, or one is empty
+    """
+
     # datasets' own builder of image folders leaves out linked class folders without a word, stops at a stray zip file
     # and numbers the classes of what it found; so the files are listed here, and its table keeps them
     from datasets import ClassLabel, Features, Value
@@ -134,7 +140,10 @@ def open_folder(recipe: Recipe, root: Path, training: bool) -> Data:
 
 
 def list_images(folder: Path) -> dict[str, list[str]]:
-    """The image files below each class folder, both in the order of their names. Other files are named in the log."""
+    """The image files below each class folder, both in the order of their names. Other files are named in the log.
+
+    Raises:  ValueError for a folder without class folders, and for a class without images
+    """
     found, others = {}, []
     classes = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
     if not classes:
@@ -164,6 +173,13 @@ def readable(names: list[str]) -> tuple[str, ...]:
 
 
 def open_hub(recipe: Recipe, name: str, training: bool, stream: bool) -> Data:
+    """An image classification set of the Hugging Face hub, or a folder with a copy of one.
+
+    Units:   with ``stream`` images are fetched while training, else all of them first
+    Raises:  ConnectionError, with the remedy, if the hub cannot be reached; ValueError for a set without a test split,
+             an image column or a label column
+    """
+
     import datasets
 
     options = dict(recipe.data_options)
@@ -242,7 +258,8 @@ class Stream(IterableDataset):
     crops depend on (seed, epoch) and the numbers of processes alone.
 
     Shapes:  item  (c h w, int)   c = 3, h = w = img_size
-    Raises:  ValueError if nobody says how long an epoch is; RuntimeError if a hundred images in a row cannot be read
+    Raises:  ValueError if nobody says how long an epoch is; RuntimeError if a hundred images in a row cannot be read;
+             TypeError for the length of a test set
     """
 
     def __init__(self, rows, recipe: Recipe, training: bool, samples: int | None):
@@ -275,7 +292,10 @@ class Stream(IterableDataset):
         return islice(self.images(number), share)
 
     def images(self, worker: int) -> Iterator[tuple[UInt8[Tensor, "c h w"], int]]:
-        """The images of one process that reads, round and round in training."""
+        """The images of one process that reads, round and round in training.
+
+        Shapes:  return  one (c h w, label) after the other
+        """
         seen = bad = 0
         while True:
             before = seen
@@ -293,6 +313,7 @@ class Stream(IterableDataset):
 
 
 def name_of(row: dict, place: int) -> str:
+    """What to call an image in the log."""
     return row.get("path") or (row.get("image") or {}).get("path") or f"image number {place}"
 
 
@@ -308,7 +329,10 @@ def open_bytes(stored: dict):
 
 
 def read(row: dict, recipe: Recipe, training: bool, rng: random.Random, place: int) -> UInt8[Tensor, "c h w"] | None:
-    """Image of a row, cropped where its source needs it. None, with a line in the log, if it cannot be read."""
+    """Image of a row, cropped where its source needs it. None, with a line in the log, if it cannot be read.
+
+    Shapes:  return  c h w    bytes
+    """
     from PIL import Image
 
     stored = row.get("image") or {"path": row.get("path")}

@@ -1,4 +1,4 @@
-"""The state of a run on disk: one file, written whole or not at all, with the one before it kept.
+"""The state of a run on disk: one file, written whole or not at all (chapters 11 and 17). The one before it is kept.
 
 Why torch.save of one dictionary, and not accelerate's ``save_state``: that writes a folder of files, among them
 pickled generators, and a folder cannot be put in the place of another in one step. One file can, by ``os.replace``;

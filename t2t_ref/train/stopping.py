@@ -1,4 +1,4 @@
-"""When a run ends before its end: numbers that are none, and signals."""
+"""When a run ends before its end: numbers that are none, and signals (chapters 11 and 17)."""
 
 import signal
 import threading
@@ -30,6 +30,7 @@ class Signals:
 
     @contextmanager
     def noted(self):
+        """A context in which the first two signals are written down instead of acting."""
         if threading.current_thread() is not threading.main_thread():  # Python refuses handlers elsewhere
             yield
             return
