@@ -157,5 +157,6 @@ class Boxes(SphinxDirective):
 
 
 def setup(app):
+    app.add_css_file("boxes.css")
     app.add_directive("boxes", Boxes)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
