@@ -162,9 +162,11 @@ def bench_ratios(result: dict, pairs: list[str]) -> Found:
         for place, (name, row) in enumerate(entry["rows"].items()):
             verdicts += [row["verdict"]] if place else []
             first = ("", row["verdict"]) if place else (what, "")
-            numbers = f"{row['speed']:.2f}", spread(row), f"{1e3 * row['seconds']:.1f}"
+            seconds = row["us_per_image"] if "us_per_image" in row else 1e3 * row["seconds"]
+            numbers = f"{row['speed']:.2f}", spread(row), f"{seconds:.1f}"
             rows.append((first[0], name, first[1], *numbers))
-    head = ["what", "form", "against the first", "speed", "middle half", "ms"]
+    unit = "µs an image" if "us_per_image" in row else "ms"
+    head = ["what", "form", "against the first", "speed", "middle half", unit]
     return machine_of(result), counted(verdicts), table(head, rows, words=3)
 
 
