@@ -1,5 +1,6 @@
 # make book        builds the book into _build/html (sets up .venv the first time)
 # make test        runs every chapter as a test, and the package's own tests
+# make pages       builds the book and tests every page in a browser: links, search, keyboard, light, dark, phone
 # make notebooks   after editing book/NN-*.md: writes the notebooks, runs those whose code changed
 # make figures     redraws the diagrams in book/figures
 # make check       lint, spelling, pairing of text and notebooks, einops only, mirrored definitions
@@ -20,7 +21,7 @@ UV := $(BIN)/uv pip install -q --compile-bytecode --python $(BIN)/python \
       $(addprefix --find-links ,$(PIP_FIND_LINKS)) $(addprefix --torch-backend ,$(TORCH_BACKEND))
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: book test notebooks figures check pdf links address clean
+.PHONY: book test pages notebooks figures check pdf links address clean
 
 book: .venv/.done
 	$(BIN)/python tools/nb.py check
@@ -28,6 +29,9 @@ book: .venv/.done
 
 test: .venv/.done
 	$(BIN)/python -m pytest --nbval
+
+pages: book .venv/.pages
+	$(BIN)/python -m pytest tools/test_pages.py --dist=worksteal
 
 notebooks: .venv/.done
 	$(BIN)/python tools/nb.py run
@@ -60,6 +64,10 @@ address: .venv/.done
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt uv
 	$(UV) -r requirements.txt
 	$(UV) --no-deps -e .
+	touch $@
+
+.venv/.pages: tools/requirements-pages.txt .venv/.done
+	$(UV) -r tools/requirements-pages.txt
 	touch $@
 
 clean:
