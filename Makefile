@@ -6,6 +6,7 @@
 # make check       lint, spelling, pairing of text and notebooks, einops only, mirrored definitions
 # make pdf         prints the book into _build/html/t2t-vit.pdf (needs a Chromium or Chrome; takes minutes)
 # make links       asks every page on the web that the book links to
+# make colab       runs every chapter as Colab would: its versions, and the package from git (tools/colab_like.sh)
 # make address     REPO=owner/name: writes the repository's address wherever it stands
 # make clean       removes the environment and everything built
 #
@@ -52,6 +53,9 @@ pdf: book
 
 links: .venv/.done
 	$(BIN)/jupyter-book build . --builder linkcheck
+
+colab:
+	PYTHON=$(PYTHON) tools/colab_like.sh
 
 address: .venv/.done
 	$(BIN)/python tools/address.py "$(REPO)"

@@ -27,18 +27,27 @@ ${PYTHON:-python3} -m venv "$base"
 
 # what GitHub would have: the committed state, on main, with an address
 export repository=$work/repository
-printf '[safe]\n\tdirectory = *\n[user]\n\tname = nobody\n\temail = nobody@localhost\n' > "$GIT_CONFIG_GLOBAL"
-git clone -q "$root" "$repository"
+cat > "$GIT_CONFIG_GLOBAL" <<'EOF'
+[safe]
+  directory = *
+[user]
+  name = nobody
+  email = nobody@localhost
+[uploadpack]
+  allowFilter = true
+EOF
+git init -q -b main "$repository"
+git -C "$root" archive HEAD | tar -x -C "$repository"
 cd "$repository"
-git checkout -q -B main
+git add -A -f
+git commit -qm "The committed state"  # one commit: pip cannot clone from the shallow checkout of a CI
 if grep -q 'url: .*YOUR_NAME_HERE' _config.yml; then
   "$base/bin/python" tools/address.py nobody/t2t-ref > "$work/address.log"
   git commit -qam "Set an address"
 fi
 "$base/bin/python" tools/nb.py check
 address=$(sed -n 's|^  url: https://github.com/||p' _config.yml)
-printf '[uploadpack]\n\tallowFilter = true\n[url "file://%s"]\n\tinsteadOf = https://github.com/%s\n' \
-  "$repository" "$address" >> "$GIT_CONFIG_GLOBAL"
+printf '[url "file://%s"]\n\tinsteadOf = https://github.com/%s\n' "$repository" "$address" >> "$GIT_CONFIG_GLOBAL"
 
 # google.colab is there, and urllib finds the repository's files and nothing else
 export site=$("$base/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
@@ -66,6 +75,13 @@ class Repository(request.HTTPSHandler):
 request.install_opener(request.build_opener(Repository))
 EOF
 
+cat > "$work/installed.py" <<'EOF'
+import json
+from importlib.metadata import distributions
+
+print(json.dumps({found.name: found.version for found in reversed(list(distributions()))}))  # the first one counts
+EOF
+
 chapter() {  # one notebook in an environment and a folder of its own, as in a new session on Colab
   local folder=$work/content/$1 begin=$SECONDS
   local python=$folder/venv/bin/python
@@ -75,10 +91,10 @@ chapter() {  # one notebook in an environment and a folder of its own, as in a n
   printf '%s\nimport google.colab\n' "$site" > \
     "$("$python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/colab.pth"
   cd "$folder"
-  "$python" -m pip list --disable-pip-version-check --format json > before.json
+  "$python" "$work/installed.py" > before.json
   "$python" -m pytest -q --rootdir . -p no:cacheprovider --nbval-lax --nbval-current-env --nbval-cell-timeout 600 -x \
     --junitxml cells.xml "$1.ipynb" > log.txt 2>&1 || tail -n 60 log.txt
-  "$python" -m pip list --disable-pip-version-check --format json > after.json
+  "$python" "$work/installed.py" > after.json
   echo $((SECONDS - begin)) > seconds
 }
 export -f chapter
@@ -99,10 +115,7 @@ for name in sys.argv[1:]:
     folder = Path(os.environ["work"], "content", name)
     cells = list(xml.parse(folder / "cells.xml").iter("testcase"))
     failed = sum(cell.find("failure") is not None or cell.find("error") is not None for cell in cells)
-    before, after = (
-        {package["name"]: package["version"] for package in json.loads((folder / f"{when}.json").read_text())}
-        for when in ("before", "after")
-    )
+    before, after = (json.loads((folder / f"{when}.json").read_text()) for when in ("before", "after"))
     replaced = [f"{p} {before[p]} by {after.get(p)}" for p in before if after.get(p) != before[p]]
     fetched = [path for path in folder.glob("results/**/*") if path.is_file()]
     seconds, set_up = int((folder / "seconds").read_text()), float(cells[0].get("time"))
