@@ -134,7 +134,8 @@ def unsaid_figures(page: Path) -> list[str]:
 def weight(page: Path) -> int:
     """Bytes of a page (what is written into it included) and of its images."""
     images = {tag["src"] for tag in soup(page).find_all("img", src=True) if not urlsplit(tag["src"]).scheme}
-    return page.stat().st_size + sum((page.parent / unquote(urlsplit(one).path)).stat().st_size for one in images)
+    files = [page] + [page.parent / unquote(urlsplit(one).path) for one in images]
+    return sum(path.stat().st_size for path in files if path.is_file())
 
 
 def test_the_book_is_there():
@@ -272,6 +273,7 @@ def contexts():
         both = {}
         for scheme in ("light", "dark"):
             both[scheme] = browser.new_context(color_scheme=scheme, viewport=WIDE)
+            both[scheme].set_default_timeout(60_000)
             choice = "".join(f"localStorage.setItem('{key}', '{scheme}');" for key in ("mode", "theme"))
             both[scheme].add_init_script(f"if (location.protocol === 'http:') {{ {choice} }}")
         yield both
@@ -446,3 +448,87 @@ def test_the_menu_opens_on_a_phone(light, base):
     assert accessibility(light.main_frame) == []
     entry.first.click()
     light.wait_for_url("**/03-soft-split.html")
+
+
+# ---- and that each check can fail
+
+
+SPOILED = """<!doctype html><html lang="en"><head><title>Spoiled</title><link rel="icon" href="data:,">
+<script>document.documentElement.dataset.theme = localStorage.getItem('theme')</script>
+<script>throw new Error('spoiled script')</script></head><body><main><article><h1>Spoiled</h1>
+<p><a href="sound.html#there">sound</a> <a href="gone.html">a</a> <a href="sound.html#gone">b</a> <a href="#gone">c</a>
+<a href="https://github.com/owner/name/blob/main/there.md">sound</a>
+<a href="https://github.com/owner/name/blob/main/gone.md">d</a> <a href="https://github.com/owner/old">e</a>
+<a href="https://exa_mple/">f</a> <a href="https://owner.github.io/name/gone.html">g</a>
+<a href="https://owner.github.io/name/sound.html">sound</a></p>
+<img src="a.png" alt="Four squares in a row, the last of them red."><img src="b.png">
+<img src="c.png" alt="The plot in c.png, as it was drawn by the program.">
+<img src="d.png" alt="Four squares in a row, the last of them red.">
+<figure><img src="e.png" alt="Loss against epochs for three seeds."><figcaption>Fig. 1 Loss against epochs, for three
+seeds.</figcaption></figure><svg aria-label="Three boxes in a row, joined by arrows."></svg>
+<p style="color: #bbb; background: #fff">pale words</p><button></button><script src="http://other.example/x.js"></script>
+<div style="width: 900px">wide</div>
+<div style="overflow-x: auto" tabindex="0"><div style="width: 900px">scrolls</div></div>
+<p>A formula of $$ x $$ and <code>$$</code></p><span class="math">raw</span><mjx-merror>undefined</mjx-merror>
+<iframe title="a" srcdoc="<html lang=en><title>a</title><input><p style='width: 950px'>wide</p>"></iframe>
+</article></main></body></html>"""
+
+
+@pytest.fixture
+def spoiled(tmp_path):
+    (tmp_path / "spoiled.html").write_text(SPOILED)
+    (tmp_path / "sound.html").write_text('<p id="there">')
+    (tmp_path / "there.md").write_text("")
+    for name in "acde":
+        (tmp_path / f"{name}.png").write_bytes(b"x" * 1000)
+    return tmp_path
+
+
+def test_files_that_are_spoiled(spoiled):
+    page = "spoiled.html"
+    assert [fault.split()[-1] for fault in dead_links(spoiled, page)] == [
+        "gone.html",
+        "sound.html#gone",
+        "#gone",
+        "b.png",
+    ]
+    assert odd_addresses(spoiled, page, "owner/name", spoiled) == [
+        "https://github.com/owner/name/blob/main/gone.md",
+        "https://github.com/owner/old",
+        "https://exa_mple/",
+        "https://owner.github.io/name/gone.html",
+    ]
+    assert [fault.split(":")[0] for fault in unsaid_figures(spoiled / page)] == [
+        "does not say what it shows",  # b: nothing
+        "does not say what it shows",  # c: a file name
+        "says what another figure says",  # d
+        "says what the caption says",  # e
+        "no role=img",
+    ]
+    assert weight(spoiled / page) == len(SPOILED.encode()) + 4 * 1000
+
+
+def test_a_page_that_is_spoiled_in_the_browser(contexts, spoiled):
+    for scheme, other in (("light", "dark"), ("dark", "light")):
+        page = contexts[scheme].new_page()
+        page.add_init_script(f"addEventListener('load', () => document.documentElement.dataset.theme = '{other}')")
+        with served(spoiled) as url:
+            found = "\n".join(faults(page, url, "spoiled.html", scheme))
+        page.close()
+        for fault in (
+            "status 404: http://127.0.0.1:",
+            "other host: http://other.example/x.js",
+            "script error: spoiled script",
+            "MathJax error: undefined",
+            "not rendered: raw",
+            "raw mark-up: A formula",
+            f"not {scheme}",
+            "1280 pixels: axe color-contrast (serious): <p",
+            "390 pixels: axe button-name (critical): <button",
+            "390 pixels: axe label (critical): <input",  # in the frame
+            "wider than a phone: 9",
+            'sticks out of a phone: <div style="width: 900px">wide',
+            'sticks out of a phone: <p style="width: 950px">wide',
+        ):
+            assert fault in found, found
+        assert "scrolls" not in found
