@@ -234,8 +234,13 @@ def allowed_by_name(*classes: type):
         with torch.serialization.safe_globals(classes):
             yield
     else:
+        before = list(torch.serialization.get_safe_globals())  # a copy: it hands out its own list
         torch.serialization.add_safe_globals(classes)
-        yield
+        try:
+            yield
+        finally:
+            torch.serialization.clear_safe_globals()
+            torch.serialization.add_safe_globals(before)
 
 
 def read_safetensors(path: Path, shown: str) -> tuple[dict[str, Tensor], dict]:

@@ -411,7 +411,7 @@ def test_nothing_in_a_file_is_run(trained, tmp_path, legacy, place):
     [
         (pathlib.PurePosixPath("/"), "pathlib.PurePosixPath"),
         (np.float64(81.5), "numpy.*scalar"),
-        (Hostile(builtins.eval, "1 + 1"), "eval"),
+        (Hostile(builtins.eval, "1 + 1"), r"(builtins\.)?eval"),
     ],
 )
 def test_a_namespace_is_the_only_object_allowed(trained, tmp_path, thing, name):

@@ -409,6 +409,7 @@ with torch.no_grad():
 """
 
 
+@pytest.mark.skipif(torch.__version__.startswith("2.4."), reason="torch 2.4 cannot export the performer")
 @pytest.mark.parametrize("name", ["SET2TViT", "GhostT2TViT", "DenseT2TViT"])
 def test_export_and_full_graph_compile(name):
     """In a process of its own, without the checks of the test run."""

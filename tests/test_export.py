@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 MODEL = """
 import torch, t2t_ref
@@ -50,6 +51,8 @@ def run(code, name, path):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_torch_export(name, tmp_path):
+    if name == "t2t_vit_7" and torch.__version__.startswith("2.4."):
+        pytest.skip("torch 2.4 cannot export the performer, which switches autocast off")
     run(EXPORT, name, tmp_path / "model.pt2")
 
 

@@ -197,6 +197,7 @@ def test_half_precision_is_finite_and_close(precision):
         assert (logits.double() - exact).norm() < 0.05 * exact.norm()
 
 
+@pytest.mark.skipif(torch.__version__.startswith("2.4."), reason="torch 2.4 cannot compile get_parameter")
 def test_the_whole_graph_compiles():
     code = (
         "import torch\nfrom t2t_ref import create_model\nfrom t2t_ref.fused import fuse\n"
