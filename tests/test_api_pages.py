@@ -194,3 +194,40 @@ def test_errors_are_named():
                 silent.append(f"{name}: {error}")
     assert seen > 60
     assert not silent
+
+
+# the mark-up
+
+
+def test_markup_of_a_docstring():
+    text = """Cut an image (chapters 3 and 6; 2 * |x|, w_i, *all*). See :func:`grid_size`, --help.
+
+    python -m t2t_ref.bench    runs
+
+Shapes:  image, mask  b c h w
+         return       b n d     n windows,
+                      row by row
+Raises:  ValueError if ``kernel`` is
+         too large
+Source:  E. Author, 2021"""
+    result = docstrings.markup(text.split("\n"))
+    assert result[0].startswith(
+        "Cut an image (chapters :doc:`3 </notebooks/03-soft-split>` and :doc:`6 </notebooks/06-"
+    )
+    assert result[0].endswith("; 2 \\* \\|x\\|, w_i, *all*). See :func:`grid_size`, ``--help``.")
+    assert result[2:5] == [".. code-block:: text", "", "    python -m t2t_ref.bench    runs"]
+    assert result[6:] == [
+        ":Shapes:",
+        "    :``image``, ``mask``: ``b c h w``",
+        "    :``return``: ``b n d`` n windows, row by row",
+        ":Raises: :exc:`ValueError` if ``kernel`` is too large",
+        ":Source: \\E. Author, 2021",
+    ]
+
+
+def test_fields_and_constants_have_their_comments():
+    rows = docstrings.fields(t2t_ref.train.Recipe)
+    assert ":``lr``: ``float = 5e-4`` at the top of its curve" in rows
+    assert rows.index("**model**") < rows.index(":``img_size``: ``int = 224`` pixels")
+    rows = docstrings.constants(importlib.import_module("t2t_ref.tokens_to_token"))
+    assert rows[0].startswith(":``SPLITS``: ``((7, 4, 2), (3, 2, 1), (3, 2, 1))`` kernel, stride, padding; ")

@@ -238,6 +238,14 @@ def quote_as_in_the_source(app, domain, kind, content) -> None:
                 text.parent.replace(text, nodes.Text(f'"{text[1:-1]}"'))
 
 
+def parameters_as_lines(app, page, template, context, doctree) -> None:
+    """Sphinx sets parameters below each other as a list of definitions without terms, which is no list to a reader."""
+    if page.startswith("book/api/") and "body" in context:
+        tags = {"<dl>": '<div class="parameters">', "</dl>": "</div>", "<dd>": "<div>", "</dd>": "</div>"}
+        mend = lambda line: re.sub("</?d[ld]>", lambda tag: tags[tag[0]], line[0])  # noqa: E731
+        context["body"] = re.sub(r'<dt class="sig .*?</dt>', mend, context["body"], flags=re.S)
+
+
 def resolve(app, env, node, contents):
     """A name as Python would find it in the module that mentions it, else among the public names."""
     if node.get("refdomain") != "py":
@@ -308,7 +316,7 @@ class PublicNames(Generated):
 
     def lines(self) -> list[str]:
         package = importlib.import_module(self.arguments[0])
-        rows = [".. list-table::", "   :header-rows: 1", "", "   * - name", "     - what it is"]
+        rows = [".. list-table::", "   :class: names", "   :header-rows: 1", "", "   * - name", "     - what it is"]
         for name in package.__all__:
             thing = getattr(package, name)
             if ours(thing):
@@ -329,7 +337,8 @@ class Modules(Generated):
     has_content = True
 
     def lines(self) -> list[str]:
-        rows = [".. list-table::", "   :header-rows: 1", "", "   * - module", "     - what it holds", "     - chapters"]
+        rows = [".. list-table::", "   :class: names", "   :header-rows: 1", ""]
+        rows += ["   * - module", "     - what it holds", "     - chapters"]
         pages = chapter_pages()
         for name in self.content:
             text = first_sentence(importlib.import_module(name))
@@ -376,6 +385,7 @@ def setup(app):
     app.connect("autodoc-skip-member", skip_member)
     app.connect("object-description-transform", quote_as_in_the_source)
     app.connect("missing-reference", resolve)
+    app.connect("html-page-context", parameters_as_lines)
     app.add_css_file("api.css")
     app.add_directive("public-names", PublicNames)
     app.add_directive("modules", Modules)
