@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 MINUTES = 10
 
 PAPER = """
-@page { size: A4; margin: 22mm 20mm 20mm; font: 9pt sans-serif; color: #555; @bottom-center { content: counter(page) } }
+@page { size: A4; margin: 22mm 15mm 20mm; font: 9pt sans-serif; color: #555; @bottom-center { content: counter(page) } }
 @page :first { @bottom-center { content: none } }
 .printed-contents { break-before: page }
 """
@@ -112,14 +112,16 @@ def print_pages(book: Path, output: Path) -> dict:
     try:
         with sync_playwright() as playwright:
             browser = playwright.chromium.launch(executable_path=browser_path, args=["--no-sandbox"])
-            page = browser.new_page(color_scheme="light", viewport={"width": 643, "height": 900})  # 170 mm: see PAPER
+            page = browser.new_page(color_scheme="light", viewport={"width": 680, "height": 900})  # 180 mm: see PAPER
             page.emulate_media(media="print")
             page.set_default_timeout(MINUTES * 60_000)
             page.goto(f"http://127.0.0.1:{server.server_port}/{page_with_mathematics(book)}", wait_until="networkidle")
             page.add_style_tag(path=ROOT / "book" / "_static" / "print.css")
             found = page.evaluate(GATHER, {"paper": PAPER, "note": note})
             page.wait_for_load_state("networkidle")
-            page.wait_for_timeout(2000)  # the widgets take their height
+            for widget in page.locator("iframe").all():  # it draws itself once it is seen
+                widget.scroll_into_view_if_needed()
+                page.wait_for_timeout(1000)
             page.pdf(path=output, prefer_css_page_size=True, print_background=True, tagged=True, outline=True)
             browser.close()
     finally:
