@@ -226,7 +226,7 @@ def process_signature(app, what, name, thing, options, signature, returned):
 def skip_member(app, what, name, thing, skip, options):
     if name == "forward" and ours(thing):
         return False  # what it does, the docstring of its class says
-    if what == "class" and isinstance(thing, type):
+    if what == "class" and (isinstance(thing, type) or name == "extra_repr"):
         return True
 
 
@@ -316,7 +316,8 @@ class PublicNames(Generated):
 
     def lines(self) -> list[str]:
         package = importlib.import_module(self.arguments[0])
-        rows = [".. list-table::", "   :class: names", "   :header-rows: 1", "", "   * - name", "     - what it is"]
+        rows = [".. list-table::", "   :class: names", "   :widths: 36 64", "   :header-rows: 1", ""]
+        rows += ["   * - name", "     - what it is"]
         for name in package.__all__:
             thing = getattr(package, name)
             if ours(thing):
@@ -337,7 +338,7 @@ class Modules(Generated):
     has_content = True
 
     def lines(self) -> list[str]:
-        rows = [".. list-table::", "   :class: names", "   :header-rows: 1", ""]
+        rows = [".. list-table::", "   :class: names", "   :widths: 34 52 14", "   :header-rows: 1", ""]
         rows += ["   * - module", "     - what it holds", "     - chapters"]
         pages = chapter_pages()
         for name in self.content:
