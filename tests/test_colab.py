@@ -24,7 +24,7 @@ def distributions(needs: list[str]) -> set[str]:
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 PLAIN = distributions(PROJECT["dependencies"]) | {"t2t_ref"}
 EXTRAS = {name: distributions(needs) for name, needs in PROJECT["optional-dependencies"].items()}
-WITHOUT_A_BOX = {"15-what-it-sees"}  # "Change this and see" is still to be written there
+WITHOUT_A_BOX = set()
 TRAIN_ALONE = EXTRAS["train"] - EXTRAS["book"]
 
 
