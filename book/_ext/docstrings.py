@@ -351,7 +351,11 @@ class Modules(Generated):
             links = ", ".join(f":doc:`{n} <{pages[str(n)]}>`" for n in numbers)
             page = name.removeprefix(f"{PACKAGE}.").replace(".", "_")
             text = re.sub(r":(\w+):`(\w+)`", rf":\1:`\2 <{name}.\2>`", text)  # a cell of this table is in no module
-            rows += [f"   * - :doc:`{name} </book/api/{page}>`", f"     - {inline(text)}", f"     - {links}"]
+            rows += [
+                f"   * - :doc:`{name.removeprefix(PACKAGE + '.')} </book/api/{page}>`",
+                f"     - {inline(text)}",
+                f"     - {links}",
+            ]
         return rows
 
 
