@@ -32,7 +32,7 @@ test: .venv/.done
 	$(BIN)/python -m pytest --nbval
 
 pages: book .venv/.pages
-	$(BIN)/python -m pytest tools/test_pages.py --dist=worksteal
+	$(BIN)/python -m pytest tools/test_pages.py -n 3 --dist=worksteal
 
 notebooks: .venv/.done
 	$(BIN)/python tools/nb.py run

@@ -188,8 +188,6 @@ NOT_OURS = {  # rule -> the mark-up that breaks it and is not ours
     # docutils writes a list of citations as a list without list items, each with a role that ARIA 1.3 gave up
     "aria-required-children": "div.citation-list[role=list]",
     "aria-deprecated-role": "div.citation[role=doc-biblioentry]",
-    # Sphinx writes a signature of several lines as a list of nothing but descriptions
-    "definition-list": ".sig-object > dl",
 }
 # axe looks at the colours of each word of code, thousands on a page: leave out blocks that bring no new colours
 MARK_REPEATS = """() => {
@@ -318,8 +316,11 @@ def faults(page, base: str, name: str, scheme: str) -> list[str]:
     if page.evaluate("document.documentElement.dataset.theme") != scheme:
         found.append(f"not {scheme}")
     for size in (WIDE, PHONE):
-        page.set_viewport_size(size)
-        page.wait_for_timeout(500)  # the theme waits 300 ms before it makes boxes that scroll now a stop of the Tab key
+        if size is PHONE:
+            page.set_viewport_size(size)
+            page.wait_for_timeout(
+                500
+            )  # the theme waits 300 ms before boxes that scroll now become stops of the Tab key
         for frame in [page.main_frame, *frames(page)]:
             found += [f"{size['width']} pixels: {fault}" for fault in accessibility(frame)]
             if size is PHONE:
