@@ -22,6 +22,7 @@ import re
 import sys
 import textwrap
 from dataclasses import is_dataclass
+from functools import cache
 from pathlib import Path
 from unittest import mock
 
@@ -45,6 +46,7 @@ ERROR = re.compile(r"\b([A-Z]\w*Error|CannotStart|NotFinite|Interrupted)\b")
 # ---- text
 
 
+@cache
 def chapter_pages() -> dict[str, str]:
     """Number of a chapter, as text, to the name of its page."""
     pages = sorted((ROOT / "notebooks").glob("[0-9][0-9]-*.ipynb"))
