@@ -27,6 +27,7 @@ sys.path[:0] = [str(ROOT / "tools")]
 import address  # noqa: E402
 
 BOOK = Path(os.environ.get("BOOK", ROOT / "_build" / "html")).resolve()
+PDF = "t2t-vit.pdf"  # lies beside the pages once make pdf has run
 LARGEST = 2_000_000  # bytes of a page with its images
 WIDE, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
 
@@ -93,7 +94,8 @@ def odd_addresses(site: Path, name: str, repository: str, root: Path) -> list[st
             odd.append(link)
         elif host.lower() == f"{owner}.github.io".lower():
             inside = path.removeprefix(f"/{repository.split('/')[1]}/")
-            if inside == path or not (site / inside / ("" if inside.endswith(".html") else "index.html")).is_file():
+            file = site / inside / ("" if Path(inside).suffix else "index.html")
+            if inside == path or not (file.is_file() or inside == PDF):
                 odd.append(link)
         elif owner in link:
             known = re.fullmatch(rf"(?:/github)?/{re.escape(repository)}(?:\.git|/(\w+)(?:/main/(.+)|/.*)?)?/?", path)
