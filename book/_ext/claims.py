@@ -30,7 +30,7 @@ VERDICTS = {
 }
 BY = {
     "count": "by our count",
-    "small": "at small scale",
+    "small": "in small runs only",
     "code": "by the authors' code",
     "itself": "by its own numbers",
 }
