@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from sphinx.application import Sphinx
+from sphinx.util.docutils import docutils_namespace
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "book" / "_ext"))
@@ -133,8 +134,8 @@ def build(folder: Path, page: str) -> str:
         "suppress_warnings": ["myst.xref_missing", "myst.role_unknown"],
         "html_theme": "basic",
     }
-    app = Sphinx(source, None, folder / "html", folder / "trees", "html", settings, status=None, warning=None)
-    app.build()
+    with docutils_namespace():  # what this build registers does not outlive it
+        Sphinx(source, None, folder / "html", folder / "trees", "html", settings, status=None, warning=None).build()
     return (folder / "html" / "index.html").read_text()
 
 
