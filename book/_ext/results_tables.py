@@ -124,7 +124,7 @@ def bench_models(result: dict, pairs: list[str]) -> Found:
             "",
             "**`{model}`, {mode}**: {batch} images of {img_size} pixels, {precision}".format(**case)
             + f", {entry['rounds']} rounds. The matrix products alone: {1e3 * products['seconds']:.0f} ms "
-            f"for {products['macs'] / 1e9:.1f} billion MACs.",
+            f"for {products['macs'] / 1e9:.1f} billion MACs, all images of the batch together.",
         ]
         lines += table(
             ["form", "against the first", "speed", "middle half", "of bound", "ms", "images a second", "peak MB"],
