@@ -121,17 +121,18 @@ def load_checkpoint(
     Reads the authors' files (``state_dict_ema`` before ``state_dict``) and their CIFAR files (``net``), plain state
     dicts, old and new torch files, safetensors; names with ``module.`` in front, and those of mmpretrain. Two things
     are adapted: if the number of classes differs, the head stays as it is in the model; if the grid of tokens differs,
-    the position table is resized. With ``strict`` anything else that does not fit is refused. Either all of it is
-    loaded, or an error is raised and the model is what it was.
+    the position table is resized. With ``strict`` anything else that does not fit is refused; without it such
+    entries are left out, and the report says so. If an error is raised, the model is what it was. Weights take the
+    dtype and the device of the model.
 
     mmpretrain's T2T layers scale the scores by 64 ** -0.5 since March 2023, where the authors and we have
     147 ** -0.5 and 576 ** -0.5. For weights trained there since, set
     ``model.tokens_to_token.attention1.attn.scale`` and ``attention2.attn.scale`` to 64 ** -0.5 after loading.
 
     Units:   source is a path, a URL (kept in torch.hub's cache) or a mapping; use_ema=False asks for the weights
-             without averaging; grid is (rows, columns) of the stored position table. Without it the grid is the one
-             that save_checkpoint wrote down, else a square: a table of 197 rows is 14 x 14, also for a model whose
-             own 196 tokens are 7 x 28
+             without averaging, if the file has both; progress shows a bar while a URL is fetched; grid is (rows,
+             columns) of the stored position table. Without it the grid is the one that save_checkpoint wrote down, else
+             a square: a table of 197 rows is 14 x 14, also for a model whose own 196 tokens are 7 x 28
     Raises:  ValueError for a file that holds no weights, is damaged or holds anything but data, and for weights that
              do not fit, with lists; FileNotFoundError for a path that is not there; ConnectionError for a URL that
              cannot be reached

@@ -46,7 +46,7 @@ class Result:
     """What a run gives back."""
 
     recipe: Recipe
-    model: nn.Module  # as the last update left it
+    model: nn.Module  # with the weights that the last update left, in eval mode
     average: nn.Module | None  # its moving average, if the recipe asks for one
     log: list[dict]
 
@@ -79,15 +79,18 @@ def fit(
 ) -> Result:
     """Train what the recipe says.
 
-    Without ``output`` nothing is written. With it the folder gets the log, the states to resume from, and at the end
-    the weights and the curve. Run under torchrun or ``accelerate launch``, the processes share the work. The global
-    generators of Python, numpy and torch are left as they were.
+    ``recipe`` is what ``find_recipe`` returns, or the name of one of ``RECIPES``. Without ``output`` nothing is
+    written. With it the folder gets the log, the states to resume from, and at the end the weights and the curve;
+    ``resume`` goes on from the last state there, and starts afresh if there is none. ``quiet`` prints nothing. Run
+    under torchrun or ``accelerate launch``, the processes share the work. The global generators of Python, numpy and
+    torch are left as they were. The test accuracy at the end is ``fit("digits").epochs[-1]["test_accuracy"]``.
 
     Units:   data is what :func:`t2t_ref.train.sources.open_data` returns, and model a model to train in place, if they
              are not those of the recipe; cpu=True keeps off any accelerator; after_update is called with the model and
              the number of updates so far
     Raises:  CannotStart for whatever goes wrong before the first update: a folder that holds another run or has no
-             room, data that is not there; NotFinite; Interrupted
+             room, data that is not there; NotFinite; Interrupted; OSError if a state cannot be written. All but the
+             last are to be had from t2t_ref.train
     """
     recipe = find_recipe(recipe) if isinstance(recipe, str) else recipe
     with sampling.generators_kept():
@@ -480,7 +483,7 @@ class Run:
     # ---- stopping
 
     def check_finite(self, measured: dict, seen: list) -> None:
-        """Stop before numbers that are none reach the weights. float16's scaler may skip an update, not many in a row.
+        """Stop before NaN or infinite numbers reach the weights. float16's scaler may skip a few updates, not many.
 
         Raises:  NotFinite, with the update, the rate, and the modules with the largest outputs
         """
