@@ -84,7 +84,10 @@ def test_the_tables_of_an_experiment(name):
         scores = [run["accuracy"] for run in arm["runs"]]
         mean, half = experiments.mean_interval(scores)
         assert mean == pytest.approx(sum(scores) / 5)
-        assert found[label][:2] == [f"{mean:.1f}\xa0±\xa0{half:.1f}", f"{arm['parameters']:,}"]
+        accuracy, runs, parameters, *_ = found[label]
+        assert [accuracy, parameters] == [f"{mean:.1f}\xa0±\xa0{half:.1f}", f"{arm['parameters']:,}"]
+        by_seed = sorted(arm["runs"], key=lambda run: run["seed"])
+        assert runs.replace("\xa0", " ").split(", ") == [f"{run['accuracy']:.0f}" for run in by_seed]
     for pair in shown()[name]:
         one, base = (result["arms"][label] for label in pair.split(" against "))
         mean, half = experiments.paired_interval(one, base)

@@ -76,17 +76,22 @@ def experiment(result: dict, pairs: list[str]) -> Found:
     rows, arms = summary(result), result["arms"]
     (seeds,) = {tuple(accuracies(arm)) for arm in arms.values()}
     rates = result.get("rates") or result["training"]["rates"]
+    at_an_end = sum(row["rate"] in (min(rates), max(rates)) for row in rows)
     about = [
         result["device"],
         *(f"{name} {version}" for name, version in result["versions"].items()),
         f"seeds {plain(seeds)}",
-        f"learning rate: the best of {plain(rates)} for each arm",
+        f"learning rate: the best of {plain(rates)} for each arm, at an end of them for {at_an_end} of {len(rows)}",
         minutes(sum(row["seconds"] for row in rows)),
     ]
     size = [(f"{row['parameters']:,}", f"{row['macs'] / 1e6:.1f}", row["rate"]) for row in rows]
+    runs = [plain(round(score) for _, score in sorted(accuracies(arms[row["label"]]).items())) for row in rows]
     lines = table(
-        ["arm", "accuracy, %", "parameters", "million MACs", "rate"],
-        [(row["label"], interval(row["mean"], row["half"]), *sizes) for row, sizes in zip(rows, size, strict=True)],
+        ["arm", "accuracy, %", "each run, %", "parameters", "million MACs", "rate"],
+        [
+            (row["label"], interval(row["mean"], row["half"]), each, *sizes)
+            for row, each, sizes in zip(rows, runs, size, strict=True)
+        ],
     )
     verdicts = [verdict(arms, pair) for pair in pairs]
     link = {"ahead": "is ahead of", "behind": "is behind"}
@@ -238,7 +243,11 @@ def what_it_sees(result: dict) -> Found:
         ],
         words=2,
     )  # fmt: skip
-    lines += ["", "How much the last maps change when the image moves by some pixels, mean of the seeds."]
+    lines += [
+        "",
+        "How much the last maps change when the image moves by some pixels: the mean squared change, relative to that "
+        "between two unrelated images, mean of the seeds.",
+    ]
     shifts = range(len(result["shifts"]))
     lines += table(
         ["model", "training", *(str(shift) for shift in result["shifts"])],
