@@ -74,10 +74,8 @@ def opening(source: str) -> str:
     return " ".join(first.split("\n\n")[2].split()[:3])
 
 
-def test_no_chapter_opens_like_the_one_before():
+def test_no_chapter_opens_like_another():
     openings = [opening(path.read_text()) for path in CHAPTERS]
-    for one, next_one in zip(openings, openings[1:], strict=False):
-        assert one != next_one
     assert len(set(openings)) == len(openings) == 17
 
 

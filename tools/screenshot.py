@@ -7,8 +7,7 @@ Writes book/figures/a-page.png: chapter 3 as a reader sees it. CHROMIUM names th
 
 import functools
 import http.server
-import os
-import shutil
+import subprocess
 import threading
 from pathlib import Path
 
@@ -16,7 +15,6 @@ from playwright.sync_api import sync_playwright
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE, HEADING = "notebooks/03-soft-split.html", "pad-slide-lay-out"
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 
 class Quiet(http.server.SimpleHTTPRequestHandler):
@@ -28,10 +26,10 @@ def main() -> None:
     handler = functools.partial(Quiet, directory=ROOT / "_build" / "html")
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    browser_path = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, BROWSERS)), None)
+    found = subprocess.run(["sh", ROOT / "tools" / "browser.sh"], stdout=subprocess.PIPE, text=True, check=True)
     with sync_playwright() as playwright:
         flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-        browser = playwright.chromium.launch(executable_path=browser_path, args=flags)
+        browser = playwright.chromium.launch(executable_path=found.stdout.strip(), args=flags)
         page = browser.new_page(viewport={"width": 1280, "height": 940}, color_scheme="light")
         page.goto(f"http://127.0.0.1:{server.server_port}/{PAGE}", wait_until="networkidle")
         # its third step: text, a cell with its assertion, its output, a figure
