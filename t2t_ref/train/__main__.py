@@ -149,7 +149,7 @@ def print_recipe(recipe: Recipe) -> None:
 
 def evaluate_run(folder: Path, options: argparse.Namespace) -> int:
     """Hand the weights of a run over to t2t_ref.evaluate: their average if there is one."""
-    from t2t_ref import evaluate
+    from t2t_ref.train import evaluate
     from t2t_ref.train.loop import AVERAGED, WEIGHTS
 
     weights = folder / (AVERAGED if (folder / AVERAGED).exists() else WEIGHTS)

@@ -16,9 +16,9 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 from torch.distributions import Beta
 
-from t2t_ref.tokens_to_token import pair
+from t2t_ref.arguments import pair
+from t2t_ref.data.sources import crops_at_reading
 from t2t_ref.train.recipes import Recipe
-from t2t_ref.train.sources import crops_at_reading
 
 try:
     import kornia.augmentation as K

@@ -69,7 +69,7 @@ def draw_curve(lines: list[dict], path: str | os.PathLike | None = None):
     import matplotlib
     from matplotlib.figure import Figure
 
-    from t2t_ref import figures
+    from t2t_ref.book import figures
 
     steps = [line for line in lines if line["kind"] == "step"]
     epochs = [line for line in lines if line["kind"] == "epoch" and "test_loss" in line]

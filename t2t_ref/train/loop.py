@@ -15,16 +15,16 @@ from torch import Tensor, nn
 from torch.utils.data import IterableDataset
 
 import t2t_ref
-from t2t_ref.checkpoints import load_checkpoint, save_checkpoint
-from t2t_ref.evaluate import Evaluation, evaluate
-from t2t_ref.inspection import count_parameters
+from t2t_ref.create import create_model
+from t2t_ref.inspection.tables import count_parameters
 from t2t_ref.train import sampling
+from t2t_ref.train.evaluate import Evaluation, evaluate
 from t2t_ref.train.log import LOGGER, Log, WarningsToLog, draw_curve
 from t2t_ref.train.optimizer import WeightAverage, make_optimizer, make_scheduler
 from t2t_ref.train.recipes import Recipe, find_recipe
 from t2t_ref.train.state import CannotStart, check_room, load_state, save_state, states_of
 from t2t_ref.train.stopping import Interrupted, NotFinite, Signals, largest_outputs
-from t2t_ref.zoo import create_model
+from t2t_ref.weights.loading import load_checkpoint, save_checkpoint
 
 try:
     import accelerate
@@ -85,7 +85,7 @@ def fit(
     under torchrun or ``accelerate launch``, the processes share the work. The global generators of Python, numpy and
     torch are left as they were. The test accuracy at the end is ``fit("digits").epochs[-1]["test_accuracy"]``.
 
-    Units:   data is what :func:`t2t_ref.train.sources.open_data` returns, and model a model to train in place, if they
+    Units:   data is what :func:`t2t_ref.data.sources.open_data` returns, and model a model to train in place, if they
              are not those of the recipe; cpu=True keeps off any accelerator; after_update is called with the model and
              the number of updates so far
     Raises:  CannotStart for whatever goes wrong before the first update: a folder that holds another run or has no
@@ -155,8 +155,8 @@ class Run:
 
     def start_up(self, data, model: nn.Module | None, resume: bool, cpu: bool) -> None:
         """Everything that can go wrong before training, and the state of an earlier run."""
+        from t2t_ref.data.sources import open_data
         from t2t_ref.train.augment import Augment
-        from t2t_ref.train.sources import open_data
 
         recipe = self.recipe
         AcceleratorState._reset_state()  # a notebook trains more than once, and not always at one precision

@@ -8,7 +8,7 @@ import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 
-from t2t_ref.tokens_to_token import check_known
+from t2t_ref.arguments import check_known
 
 Options = tuple[tuple[str, object], ...]  # arguments by name, as pairs: frozen, and of plain values
 

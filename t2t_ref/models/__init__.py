@@ -1,0 +1,1 @@
+"""The model, one idea a file, in the order of the chapters."""

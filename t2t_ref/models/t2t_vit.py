@@ -1,0 +1,100 @@
+"""T2T-ViT: the tokens-to-token module in front of a deep, narrow transformer (chapter 9; paper, Sec. 3)."""
+
+import torch
+from einops import repeat
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from t2t_ref.arguments import pair
+from t2t_ref.models.backbone import Block
+from t2t_ref.models.classifier import TokenClassifier, init_weights
+from t2t_ref.models.position import sinusoid_table
+from t2t_ref.models.tokens_to_token import TokensToToken, token_grid
+
+
+class T2TViT(TokenClassifier):
+    """Tokens-to-Token Vision Transformer.
+
+    Shapes:  image   b c h w
+             return  b classes   logits; with num_classes=0 the class feature, b d
+    Units:   img_size is pixels, an int or (height, width); rates are probabilities; qk_scale reaches the backbone
+             only, None means head_dim ** -0.5. performer_drop_rate and performer_epsilon go to the T2T layers of
+             tokens_type "performer"; dropout there is on in training unless set to 0, as in the authors' code.
+    Raises:  ValueError for an unknown tokens_type, a size that leaves no token, a wrong number of channels, a size
+             other than img_size unless dynamic_img_size resizes the position table to it
+    Source:  paper, Sec. 3 and Fig. 4; ``T2T_ViT`` of the authors' code, with the same state-dict names and numbers
+    """
+
+    block_class = Block  # chapter 13 derives models with others
+
+    def __init__(
+        self,
+        img_size: int | tuple[int, int] = 224,
+        tokens_type: str = "performer",
+        in_chans: int = 3,
+        num_classes: int = 1000,
+        embed_dim: int = 768,
+        depth: int = 12,
+        num_heads: int = 12,
+        mlp_ratio: float = 4.0,
+        qkv_bias: bool = False,
+        qk_scale: float | None = None,
+        drop_rate: float = 0.0,
+        attn_drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        performer_drop_rate: float = 0.1,
+        performer_epsilon: float = 1e-8,
+        dynamic_img_size: bool = False,
+        token_dim: int = 64,
+    ):
+        super().__init__()
+        self.img_size = pair(img_size)
+        self.num_classes = num_classes
+        self.embed_dim = self.num_features = embed_dim
+        self.dynamic_img_size = dynamic_img_size
+        self.grid = token_grid(img_size)
+
+        self.tokens_to_token = TokensToToken(
+            img_size, tokens_type, in_chans, embed_dim, token_dim, performer_drop_rate, performer_epsilon
+        )
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
+        table = sinusoid_table(1 + self.grid[0] * self.grid[1], embed_dim)
+        self.pos_embed = nn.Parameter(table, requires_grad=False)
+        self.pos_drop = nn.Dropout(drop_rate)
+        drop_path_rates = torch.linspace(0, drop_path_rate, depth, device="cpu").tolist()
+        self.blocks = nn.ModuleList(
+            self.block_class(embed_dim, num_heads, mlp_ratio, qkv_bias, qk_scale, drop_rate, attn_drop_rate, rate)
+            for rate in drop_path_rates
+        )
+        self.norm = nn.LayerNorm(embed_dim)
+        self.head = nn.Linear(embed_dim, num_classes) if num_classes > 0 else nn.Identity()
+
+        nn.init.trunc_normal_(self.cls_token, std=0.02)
+        self.apply(init_weights)
+
+    def embed(self, image: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n d"]:
+        """Image to the tokens that enter the first block.
+
+        Shapes:  image   b c h w
+                 return  b n d     n counts the class token, which is row 0
+        """
+        self.check_image(image)
+        tokens = self.tokens_to_token(image)
+        cls_tokens = repeat(self.cls_token, "1 1 d -> b 1 d", b=tokens.shape[0])
+        tokens = torch.cat([cls_tokens, tokens], dim=1)
+        return self.pos_drop(tokens + self.position_table(image))
+
+    def forward_features(self, image: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n d"]:
+        """Image to tokens after the last norm.
+
+        Shapes:  image   b c h w
+                 return  b n d     n counts the class token, which is row 0
+        """
+        tokens = self.embed(image)
+        for block in self.blocks:
+            tokens = block(tokens)
+        return self.norm(tokens)
+
+    def token_grid(self, size: tuple[int, int]) -> tuple[int, int]:
+        """(rows, columns) of the tokens of an image of (h, w) pixels."""
+        return token_grid(size)
