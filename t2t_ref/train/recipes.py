@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 
 from t2t_ref.arguments import check_known
+from t2t_ref.data.images import IMAGENET_MEAN, IMAGENET_STD
 
 Options = tuple[tuple[str, object], ...]  # arguments by name, as pairs: frozen, and of plain values
 
@@ -108,7 +109,6 @@ class Recipe:
             raise ValueError(f"ema_decay is {self.ema_decay}, expected 0 (off) or less than 1")
 
 
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CIFAR_MEAN, CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 
 # a T2T-ViT small enough for a CPU; without the performer's dropout, which a model of this size does not need
