@@ -242,7 +242,8 @@ class Augment(nn.Module):
              labels  b
              return  (b c h w, b k)   float32, k classes; h = w = img_size
     Units:   the images returned are in standard deviations from the recipe's mean
-    Raises:  ValueError for a number of channels other than that of the mean, and for values that are neither
+    Raises:  ValueError for a number of channels other than that of the mean, for whole numbers that are not bytes, and for floats
+             beyond 0 and 1 where something is done to them
     Source:  the authors' main.py, whose mixup comes before the normalisation, and erasing after; F.cross_entropy takes
              such targets, so their SoftTargetCrossEntropy is not needed
     """
@@ -281,6 +282,8 @@ class Augment(nn.Module):
             images = self.to_floats(images)
             if not (self.steps and isinstance(self.steps[0], K.RandomResizedCrop)):
                 images = resize(images, self.size, self.recipe.interpolation)
+            if self.steps:
+                check_range(images)
             for step in self.steps:
                 images = step(images).clamp(0, 1)
             images, targets = self.mix(images, labels)
@@ -306,17 +309,13 @@ class Augment(nn.Module):
 
         Shapes:  images  b c h w
                  return  b c h w
-        Raises:  ValueError for a number of channels other than that of the mean, and for values that are neither
+        Raises:  ValueError for a number of channels other than that of the mean, and for whole numbers of other kinds
         """
         if images.shape[1] != len(self.mean):
             raise ValueError(f"images have {images.shape[1]} channels, the recipe's mean {len(self.mean)}")
-        if images.dtype == torch.uint8:
-            return images.float() / 255
-        low, high = (float(end) for end in images.aminmax())
-        if not images.is_floating_point() or low < -BEYOND or high > 1 + BEYOND:  # NaN passes: the loss will tell
-            found = f"{images.dtype} from {low:.4g} to {high:.4g}"
-            raise ValueError(f"images are {found}: expected bytes (uint8), or floats from 0 to 1, not normalised yet")
-        return images.float()
+        if images.dtype != torch.uint8 and not images.is_floating_point():
+            raise ValueError(f"images are {images.dtype}: expected bytes (uint8), or floats from 0 to 1")
+        return images.float() if images.is_floating_point() else images.float() / 255
 
     def mix(self, images: Images, labels: Int[Tensor, "b"]) -> tuple[Images, Float[Tensor, "b k"]]:
         """Mixup or cutmix, by chance, for the whole batch; targets that say how much of each class is there.
@@ -348,13 +347,28 @@ class Augment(nn.Module):
         return torch.where(hole > 0, torch.randn_like(images), images)
 
 
+def check_range(images: Images) -> None:
+    """Refuse images that the clamp to 0 and 1, which follows, would cut: a data set may have normalised its own.
+
+    Raises:  ValueError
+    """
+    low, high = (float(end) for end in images.aminmax())
+    if low < -BEYOND or high > 1 + BEYOND:  # NaN passes: the loss will tell
+        raise ValueError(
+            f"images have values from {low:.4g} to {high:.4g}: what resizes or changes them expects bytes (uint8), or "
+            "floats from 0 to 1, not normalised yet"
+        )
+
+
 def resize(images: Images, size: tuple[int, int], interpolation: str) -> Float[Tensor, "b c h2 w2"]:
     """Images of another size, still between 0 and 1.
 
     Shapes:  images  b c h w
              size    (h2, w2)
              return  b c h2 w2
+    Raises:  ValueError for values beyond 0 and 1, if it resizes
     """
     if tuple(images.shape[-2:]) == tuple(size):
         return images
+    check_range(images)
     return F.interpolate(images, size, mode=interpolation, antialias=True).clamp(0, 1)

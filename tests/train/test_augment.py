@@ -87,15 +87,23 @@ def test_a_wrong_number_of_channels_is_named():
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_images_of_another_scale_are_refused(training):
-    """Of a data set of one's own. Cut off at 1, or divided once more, they would train to something."""
-    augment, labels = Augment(PLAIN, 3).train(training), torch.zeros(2, dtype=torch.int64)
-    expected = "expected bytes .uint8., or floats from 0 to 1, not normalised yet"
-    with pytest.raises(ValueError, match=f"images are torch.float32 from 255 to 255: {expected}"):
-        augment(torch.full((2, 3, 32, 32), 255.0), labels)
-    with pytest.raises(ValueError, match=f"images are torch.float16 from -1.5 to -1.5: {expected}"):
-        augment(torch.full((2, 3, 32, 32), -1.5).half(), labels)
-    with pytest.raises(ValueError, match=f"images are torch.int64 from 200 to 200: {expected}"):
+@pytest.mark.parametrize("recipe", [replace(PLAIN, flip=0.5), replace(PLAIN, img_size=40)], ids=["flip", "resize"])
+def test_images_of_another_scale_are_refused_where_they_would_be_cut(recipe, training):
+    """Of a data set of one's own, which may have normalised them. Cut off at 1 they would still train to something."""
+    if not training:
+        recipe = replace(recipe, img_size=40)  # a flip is for training alone
+    augment, plain, labels = Augment(recipe, 3).train(training), Augment(PLAIN, 3), torch.zeros(2, dtype=torch.int64)
+    for images, found in (
+        (torch.full((2, 3, 32, 32), 255.0), "255 to 255"),
+        (torch.randn(2, 3, 32, 32).half(), "-.* to"),
+    ):
+        with pytest.raises(
+            ValueError, match=f"values from {found}.*expects bytes .uint8., or floats from 0 to 1, not norm"
+        ):
+            augment(images, labels)
+        assert torch.equal(plain(images, labels)[0], plain.eval()(images, labels)[0])  # nothing is done, nothing cut
+        plain.train()
+    with pytest.raises(ValueError, match="images are torch.int64: expected bytes .uint8., or floats from 0 to 1"):
         augment.to_floats(torch.full((2, 3, 32, 32), 200))
     slightly = torch.tensor([-0.004, 1.004]).repeat(2, 3, 32, 16)  # as resizing leaves them
     assert augment(slightly, labels)[0].isfinite().all()
