@@ -35,7 +35,7 @@ from t2t_ref import (
     resize_position_table,
     save_checkpoint,
 )
-from t2t_ref.weights.loading import arguments_of
+from t2t_ref.weights.saving import arguments_of
 
 TINY = dict(img_size=64, embed_dim=24, depth=2, num_heads=3, mlp_ratio=2.0, num_classes=5, token_dim=8)
 
