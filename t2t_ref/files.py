@@ -13,7 +13,7 @@ def path_of(path: str | bytes | os.PathLike) -> Path:
 
 def shown(path: str | bytes | os.PathLike) -> str:
     """A path for messages: what cannot be printed is written as an escape."""
-    return os.fsdecode(path).encode(errors="backslashreplace").decode()
+    return os.fsencode(path).decode(errors="backslashreplace")
 
 
 def write_whole(path: str | bytes | os.PathLike, write: Callable[[Path], object]) -> None:

@@ -110,8 +110,9 @@ def find_weights(content: object, use_ema: bool, origin: str) -> tuple[Mapping, 
         return min((ENTRIES.index(k) for k in key.split(".") if k in ENTRIES), default=len(ENTRIES)), -len(sets[key])
 
     taken = choose(sorted(sets, key=claim), use_ema, origin, lambda first, second: claim(first) < claim(second))
-    left = [key for key in sets if key != taken and key]
-    return sets[taken], taken, (f"also in the file, and not taken: {', '.join(left)}",) if left else ()
+    left = ", ".join(key for key in sets if key != taken and key)
+    which = "the averaged weights were taken; " if AVERAGED.search(taken) else ""
+    return sets[taken], taken, (f"{which}also in the file: {left}",) if left else ()
 
 
 def choose(names: list[str], use_ema: bool, origin: str, better=lambda first, second: not first) -> str:
@@ -198,7 +199,7 @@ def stand_in(name: str) -> type:
     """A class that torch.load puts in the place of ``name``: it takes anything, keeps nothing and does nothing."""
     module, _, own = name.rpartition(".")
     nothing = {"__init__": lambda self, *args: None, "__setstate__": lambda self, state: None}
-    return type(own, (), nothing | {"__module__": module, "__qualname__": own})
+    return type(f"{module.partition('.')[0]} object", (), nothing | {"__module__": module, "__qualname__": own})
 
 
 # what training scripts leave beside the weights: their settings, and numpy's numbers and arrays, old names and new
@@ -231,8 +232,6 @@ def read_torch(path: Path, name: str) -> object:
     try:
         with path.open("rb") as file, warnings.catch_warnings(action="ignore"), allowed_by_name(*HARMLESS):
             return torch.load(file, map_location="cpu", weights_only=True)
-    except MemoryError:
-        raise
     except Exception as error:  # damaged bytes raise almost anything
         reason = str(error).partition("WeightsUnpickler error: ")[2] or f"{type(error).__name__}: {error}"
     # outside of the except clause, and in our words: torch's advise to switch the protection off
@@ -275,7 +274,7 @@ STARTS = (  # the first bytes, and what they say
     (rb"(\xef\xbb\xbf)?\s*<(!doctype|html|head|\?xml)", "a web page, not weights: fetch the file itself, not the page"),
     (rb"\x1f\x8b|BZh|\xfd7zXZ|\x28\xb5\x2f\xfd|7z\xbc\xaf\x27\x1c|Rar!", "a compressed archive: unpack it first"),
     (rb"\x93NUMPY", "an array of numpy's, without the names that weights need"),
-    (rb"\x89HDF", "an HDF5 file, such as Keras writes: convert it to a PyTorch state dict first"),
+    (rb"\x89HDF", "an HDF5 file, such as Keras writes: convert it to a PyTorch state dict"),
     (rb"GGUF", "a GGUF file, for another program: look for the PyTorch or safetensors file"),
     (rb"\x08[\x00-\x20]\x12.(pytorch|tf2onnx|onnx)", "an ONNX model: look for the PyTorch file it was made from"),
     (rb"....TFL3", "a TensorFlow Lite model: look for the PyTorch file"),
@@ -284,14 +283,17 @@ STARTS = (  # the first bytes, and what they say
 ENDINGS = {
     ".pdparams": "a Paddle file: convert it to PyTorch (name by name, linear layers transposed) and torch.save that",
     ".onnx": "an ONNX model: look for the PyTorch file it was made from",
-    ".pb": "a TensorFlow graph: convert it to a PyTorch state dict first",
-    ".msgpack": "a Flax file: convert it to a PyTorch state dict first",
+    ".pb": "a TensorFlow graph: convert it to a PyTorch state dict",
+    ".msgpack": "a Flax file: convert it to a PyTorch state dict",
 }
 TELLTALE = (  # names in an archive or a folder
     (r"(^|/)constants\.pkl$", "a TorchScript program, which is code: save the state_dict of the model that it was"),
-    (r"\.npy$", "an archive of numpy arrays (.npz): convert it to a PyTorch state dict first"),
-    (r"(^|/)(saved_model\.pb|checkpoint)$|\.ckpt\.index$|_CHECKPOINT_METADATA$", "a TensorFlow or JAX checkpoint"),
-    (r"(^|/)model\.weights\.h5$", "a Keras model: convert it to a PyTorch state dict first"),
+    (r"\.npy$", "an archive of numpy arrays (.npz): convert it to a PyTorch state dict"),
+    (
+        r"(^|/)(saved_model\.pb|checkpoint)$|\.ckpt\.index$|_CHECKPOINT_METADATA$",
+        "a TensorFlow or JAX checkpoint: convert it first",
+    ),
+    (r"(^|/)model\.weights\.h5$", "a Keras model: convert it to a PyTorch state dict"),
     (r"\.distcp$", "a distributed checkpoint: join it with python -m torch.distributed.checkpoint.format_utils"),
     (r"(^|/)zero_to_fp32\.py$", "a DeepSpeed checkpoint: join it with the zero_to_fp32.py in it"),
     (r"\.index\.json$", "a checkpoint in several files: read each, join their dicts, and give the result"),
@@ -311,10 +313,12 @@ def what_it_is(path: Path, start: bytes) -> str:
             return "the index of a checkpoint in several files: read each, join their dicts, and give the result"
         return "a JSON text, such as a configuration: expected the file of weights beside it"
     try:
-        if zipfile.is_zipfile(path):
-            names = zipfile.ZipFile(path).namelist()
-        elif tarfile.is_tarfile(path):
-            names = tarfile.open(path).getnames()
+        if tarfile.is_tarfile(path):  # first: a zip at the end of a tar makes that a zip as well
+            with tarfile.open(path) as file:
+                names = file.getnames()
+        elif zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as file:
+                names = file.namelist()
         else:
             return ""
     except (OSError, tarfile.TarError, zipfile.BadZipFile, EOFError, ValueError):

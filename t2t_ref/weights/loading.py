@@ -199,20 +199,20 @@ def rename(weights: Mapping, own: Mapping, use_ema: bool, origin: str) -> tuple[
     wrappers = {part for name in before for part in WRAPPERS.findall(name)}
     gone = sorted(wrappers) + [prefix] * bool(prefix)
     if gone:
-        notes.insert(0, f"left out of the names: {', '.join(gone)}")
+        notes.insert(0, f"left out of the names: {', '.join(map(repr, gone))}")
 
     renamed, counts = {}, Counter()
     for name, value in zip(names, weights.values(), strict=True):
         other = next((other for other in others if name.startswith(other)), None)
         name = name.removeprefix(prefix)
         if other is not None or (name.rpartition(".")[2] in COUNTERS and name not in own):
-            counts[f"entries of {other}" if other else name] += 1
+            counts[other or name] += 1
         elif name in renamed:
             raise ValueError(f"{origin} holds two entries for {name!r}; expected one")
         else:
             renamed[name] = value
     if counts:
-        notes.insert(0, f"not taken: {', '.join(f'{count} {name}' for name, count in counts.items())}")
+        notes.insert(0, "not taken: " + ", ".join(f"{name} ({count} entries)" for name, count in counts.items()))
     return renamed, notes
 
 
