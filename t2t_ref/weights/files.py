@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from t2t_ref.files import path_of, shown, write_whole
-from t2t_ref.weights._shim import VARIANTS
+from t2t_ref.models import VARIANTS
 from t2t_ref.weights.released import RELEASE
 
 ENTRIES = ("state_dict", "net", "model", "model_state_dict", "module", "weights", "params")  # the first there is taken

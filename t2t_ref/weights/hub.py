@@ -4,7 +4,7 @@ import functools
 import os
 from pathlib import Path
 
-from t2t_ref.models.classifier import TokenClassifier
+from t2t_ref.models.classifier import Classifier
 from t2t_ref.weights.saving import arguments_of, load_model, save_checkpoint
 
 
@@ -24,7 +24,7 @@ def hub_form() -> type:
     class HubForm(ModelHubMixin, library_name="t2t_ref", tags=["image-classification"]):
         FILE = "model.safetensors"
 
-        def __init__(self, model: TokenClassifier):
+        def __init__(self, model: Classifier):
             self.model = model
 
         def _save_pretrained(self, save_directory: Path) -> None:
@@ -33,7 +33,7 @@ def hub_form() -> type:
         @classmethod
         def _from_pretrained(
             cls, *, model_id, revision, cache_dir, force_download, local_files_only, token, **overrides
-        ) -> TokenClassifier:
+        ) -> Classifier:
             if os.path.isdir(model_id):
                 return load_model(Path(model_id) / cls.FILE, **overrides)
             where = dict(revision=revision, cache_dir=cache_dir, force_download=force_download)
@@ -43,7 +43,7 @@ def hub_form() -> type:
     return HubForm
 
 
-def from_pretrained(cls: type, source: str | os.PathLike, **options) -> TokenClassifier:
+def from_pretrained(cls: type, source: str | os.PathLike, **options) -> Classifier:
     """A model from the Hugging Face hub ("owner/name"), or from a folder that ``save_pretrained`` wrote.
 
     ``options`` are those of huggingface_hub's mixin (revision, token, ...) and arguments of the model that shall
@@ -57,17 +57,17 @@ def from_pretrained(cls: type, source: str | os.PathLike, **options) -> TokenCla
     return model
 
 
-def save_pretrained(self: TokenClassifier, folder: str | os.PathLike, **options) -> None:
+def save_pretrained(self: Classifier, folder: str | os.PathLike, **options) -> None:
     """Write model.safetensors, config.json and a model card into a folder, as huggingface_hub's mixin does."""
     hub_form()(self).save_pretrained(folder, config=arguments_of(self), **options)
 
 
-def push_to_hub(self: TokenClassifier, repo_id: str, **options) -> str:
+def push_to_hub(self: Classifier, repo_id: str, **options) -> str:
     """Upload what ``save_pretrained`` writes, by huggingface_hub's mixin and with its options. The address."""
     return hub_form()(self).push_to_hub(repo_id, config=arguments_of(self), **options)
 
 
 # given to the models here, and not written there: the rooms below know nothing of this one
-TokenClassifier.from_pretrained = classmethod(from_pretrained)
-TokenClassifier.save_pretrained = save_pretrained
-TokenClassifier.push_to_hub = push_to_hub
+Classifier.from_pretrained = classmethod(from_pretrained)
+Classifier.save_pretrained = save_pretrained
+Classifier.push_to_hub = push_to_hub

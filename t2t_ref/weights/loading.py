@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from t2t_ref.arguments import pair
-from t2t_ref.models.classifier import TokenClassifier
-from t2t_ref.weights._shim import VARIANTS, class_of
+from t2t_ref.models import VARIANTS, build
+from t2t_ref.models.classifier import Classifier
 from t2t_ref.weights.files import Stored, choose, read_weights
 
 # what PyTorch's wrappers put into names: data parallel and averaged, compiled, sharded, recomputed
@@ -150,14 +150,14 @@ def load_checkpoint(
     return LoadReport(stored.origin, loaded, adapted, skipped, [*stored.notes, *notes])
 
 
-def unwrap(model: nn.Module) -> TokenClassifier:
+def unwrap(model: nn.Module) -> Classifier:
     """The model of this package in a module: itself, or the only one in whatever it is wrapped in.
 
     Raises:  TypeError if there is none, or more than one
     """
-    if isinstance(model, TokenClassifier):
+    if isinstance(model, Classifier):
         return model
-    found = {name: part for name, part in model.named_modules() if isinstance(part, TokenClassifier)}
+    found = {name: part for name, part in model.named_modules() if isinstance(part, Classifier)}
     if len(found) != 1:
         inside = f"one with {len(found)} of them ({', '.join(found)})" if found else "one without any"
         raise TypeError(f"expected a model of t2t_ref or a module around one, found a {type(model).__name__}, {inside}")
@@ -242,16 +242,15 @@ def drop_heads(weights: dict, own: dict, heads: tuple[str, ...]) -> tuple[dict, 
 
 
 def resize_tables(
-    weights: dict, own: dict, model: TokenClassifier, grid: tuple[int, int] | None, arguments: dict
+    weights: dict, own: dict, model: Classifier, grid: tuple[int, int] | None, arguments: dict
 ) -> tuple[dict, list[Entry]]:
     """The position tables that lie on another grid than the model's, resized to it.
 
     Raises:  ValueError if ``grid`` does not fit a table, or if nothing says what its grid is and it is no square
     """
-    tables, adapted = {}, []
-    written = {}
-    with suppress(Exception), torch.device("meta"):  # not written down, or nonsense
-        written = type(model)(**model.arguments | {"img_size": pair(arguments["img_size"])}).position_tables()
+    tables, adapted, written = {}, [], {}
+    with suppress(KeyError, TypeError, ValueError):  # not written down, or nonsense
+        written = model.position_tables(pair(arguments["img_size"]))
     for name, own_grid in model.position_tables().items():
         table = weights.get(name)
         if not is_plain(table) or table.ndim != len(own[name]):
@@ -326,7 +325,7 @@ def is_plain(value: object) -> bool:
 # ---- what no shape tells, and what an error says
 
 
-def check_heads(stored: Stored, model: TokenClassifier) -> dict[str, list[Entry]]:
+def check_heads(stored: Stored, model: Classifier) -> dict[str, list[Entry]]:
     """Refuse another number of heads and another scale of the scores, where the file says them: no shape does."""
     known = {"num_heads": VARIANTS[stored.variant].num_heads} if stored.variant else {}
     theirs, ours = head_settings(known | stored.arguments), head_settings(model.arguments)
@@ -364,9 +363,9 @@ def complaint(origin: str, weights: dict, problems: dict[str, list[Entry]]) -> l
 def looks_like(weights: dict) -> list[str]:
     """Names of the variants that have these weights' names, heads aside, and nearly all of their shapes."""
     names = []
-    for name, variant in VARIANTS.items():
+    for name in VARIANTS:
         with torch.device("meta"):
-            model = class_of(name)(**vars(variant) | {"num_classes": 0})
+            model = build(name, num_classes=0)
         own = {entry: tuple(value.shape) for entry, value in model.state_dict().items()}
         theirs = {e: s for e, s in shapes_of(weights).items() if e.rpartition(".")[0] not in model.head_names}
         if theirs.keys() == own.keys() and sum(own[e] == theirs[e] for e in own) > 0.9 * len(own):

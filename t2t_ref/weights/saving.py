@@ -9,13 +9,13 @@ from torch import nn
 
 from t2t_ref._version import __version__
 from t2t_ref.files import shown, write_whole
-from t2t_ref.models.classifier import TokenClassifier
-from t2t_ref.weights._shim import CLASSES
+from t2t_ref.models import CLASSES
+from t2t_ref.models.classifier import Classifier
 from t2t_ref.weights.files import Stored, read_weights
 from t2t_ref.weights.loading import load_checkpoint, plain_name, unwrap
 
 
-def arguments_of(model: TokenClassifier) -> dict:
+def arguments_of(model: Classifier) -> dict:
     """The arguments that build this model again, as it is now: those of its making, with the head of today."""
     today = {name: getattr(model, name) for name in ("num_classes", "dynamic_img_size") if name in model.arguments}
     return model.arguments | today
@@ -83,7 +83,7 @@ def differences(model: nn.Module, twin: nn.Module) -> list[str]:
     return found + [f"shape of {name}" for name in dict(shapes[0].items() ^ shapes[1].items())]
 
 
-def load_model(path: str | bytes | os.PathLike | Stored, **overrides) -> TokenClassifier:
+def load_model(path: str | bytes | os.PathLike | Stored, **overrides) -> Classifier:
     """Build the model that :func:`save_checkpoint` wrote, from its file alone: class, arguments, weights, dtype.
 
     It comes on the CPU and in training mode, as :func:`~t2t_ref.create.create_model` gives it.
