@@ -34,7 +34,7 @@ from t2t_ref.inspection.statistics import (
 from t2t_ref.inspection.tables import count_parameters, eval_without_gradients, tap, token_attention_maps, token_maps
 from t2t_ref.models.t2t_vit import T2TViT
 from t2t_ref.models.vit import ViT
-from t2t_ref.weights.loading import load_checkpoint, load_model, save_checkpoint
+from t2t_ref.weights import load_checkpoint, load_model, save_checkpoint
 
 DIGITS = dict(digit_size=(40, 56), contrast=0.5)
 MEAN, STD = 0.4, 0.25  # of the pixels, roughly

@@ -24,7 +24,7 @@ from t2t_ref.train.optimizer import WeightAverage, make_optimizer, make_schedule
 from t2t_ref.train.recipes import Recipe, find_recipe
 from t2t_ref.train.state import CannotStart, check_room, load_state, save_state, states_of
 from t2t_ref.train.stopping import Interrupted, NotFinite, Signals, largest_outputs
-from t2t_ref.weights.loading import load_checkpoint, save_checkpoint
+from t2t_ref.weights import load_checkpoint, save_checkpoint
 
 try:
     import accelerate
