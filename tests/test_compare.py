@@ -4,9 +4,12 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
+import torch.nn.functional as F
 
 from t2t_ref.train import compare
 from t2t_ref.train.loop import build_model
+from t2t_ref.train.sources import open_data
 
 
 def test_the_arms_differ_in_how_tokens_are_made_and_in_nothing_else():
@@ -18,11 +21,21 @@ def test_the_arms_differ_in_how_tokens_are_made_and_in_nothing_else():
     assert shapes[0] == shapes[1] and models[0].blocks[0].attn.num_heads == models[1].blocks[0].attn.num_heads
 
 
-def test_a_run_is_described():
+def test_a_run_is_described(monkeypatch):
+    fitted, fit = [], compare.fit
+    monkeypatch.setattr(compare, "fit", lambda *a, **options: fitted.append(fit(*a, **options)) or fitted[-1])
     few = dict(epochs=2, warmup_epochs=0, cooldown_epochs=0, updates_per_epoch=1, batch_size=4, log_every=1)
     found = compare.run(compare.recipe_of("hard split", seed=3, **few, evaluate_every=2))
     assert found["seed"] == 3 and [update for update, _ in found["losses"]] == [1, 2]
-    assert 0 <= found["accuracy"] <= 100 and found["loss"] > 0 and found["seconds"] > 0
+    assert [loss for _, loss in found["losses"]] == pytest.approx([s["loss"] for s in fitted[0].steps], abs=5e-5)
+    data, right, losses = open_data(compare.recipe_of("hard split")), 0, []
+    for image, label in data.test:  # by hand, one image after the other, as far as it is quick
+        with torch.no_grad():
+            logits = fitted[0].best(torch.stack([(image - 0.5) / 0.5]))
+        right += int(logits.argmax() == label)
+        losses.append(F.cross_entropy(logits, torch.tensor([int(label)])).item())
+    assert found["accuracy"] == pytest.approx(100 * right / len(data.test), abs=0.3)  # one image may change sides
+    assert found["loss"] == pytest.approx(sum(losses) / len(losses), abs=1e-3) and found["seconds"] > 0
 
 
 @pytest.fixture
