@@ -99,10 +99,15 @@ def test_no_address_is_typed(path):
 
 
 def test_only_what_was_tested_is_published():
-    publish = yaml.safe_load((ROOT / ".github" / "workflows" / "publish.yml").read_text())
+    path = ROOT / ".github" / "workflows" / "publish.yml"
+    publish = yaml.safe_load(path.read_text())
     (name,) = publish[True]["workflow_run"]["workflows"]  # YAML reads "on" as true
     ci = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())
     assert name == ci["name"] and publish[True]["workflow_run"]["branches"] == ["main"]
-    taken = next(step["with"]["name"] for step in steps(ROOT / ".github" / "workflows" / "publish.yml") if "download" in step.get("uses", ""))
+    taken = next(
+        step["with"]["name"]
+        for step in steps(ROOT / ".github" / "workflows" / "publish.yml")
+        if "download" in step.get("uses", "")
+    )
     made = [step["with"]["name"] for step in ci["jobs"]["pages"]["steps"] if "upload" in step.get("uses", "")]
     assert taken in made and "conclusion == 'success'" in publish["jobs"]["publish"]["if"]
