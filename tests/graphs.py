@@ -16,8 +16,8 @@ from pathlib import Path
 import torch
 
 from t2t_ref import T2TViT, create_model
-from t2t_ref.cnn_designs import DenseViT, GhostViT, SEViT
-from t2t_ref.fused import fuse
+from t2t_ref.models.cnn_designs import DenseViT, GhostViT, SEViT
+from t2t_ref.models.fused import fuse
 
 OLD = torch.__version__.startswith("2.4.")  # it cannot export the performer, nor compile get_parameter
 ABSENT = [name for name in ("onnx", "onnxruntime", "onnxscript") if importlib.util.find_spec(name) is None]

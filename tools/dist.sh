@@ -44,7 +44,7 @@ assert t2t_ref.__version__ == sys.argv[1], t2t_ref.__version__
 assert "site-packages" in t2t_ref.__file__, t2t_ref.__file__
 model = t2t_ref.create_model("t2t_vit_7", img_size=64, num_classes=10).eval()
 assert model(torch.zeros(1, 3, 64, 64)).shape == (1, 10)
-assert len(t2t_ref.images.imagenet_class_names()) == 1000  # from a file that comes with the package
+assert len(t2t_ref.imagenet_class_names()) == 1000  # from a file that comes with the package
 print("works:", t2t_ref.__file__.removeprefix(sys.prefix), "with torch", torch.__version__)
 EOF
 ls -l "$root/_build/dist"

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from t2t_ref.figures import TOKEN, model_map
+from t2t_ref.book.figures import TOKEN, model_map
 
 HERE = Path(__file__).parent
 # the sign of the book: the first two windows of a soft split, and the strip of pixels that both of them hold
@@ -48,4 +48,4 @@ PICTURES = {
 
 if __name__ == "__main__":
     for name, text in PICTURES.items():
-        (HERE / name).write_text(text)
+        (HERE / name).write_text(text, encoding="utf-8", newline="\n")

@@ -1,0 +1,27 @@
+"""Arguments as people write them: one number for two, and names that are nearly right."""
+
+import difflib
+from collections.abc import Iterable
+
+
+def pair(size: int | tuple[int, int]) -> tuple[int, int]:
+    """An image size as (height, width); an int means a square.
+
+    Raises:  ValueError unless both are at least 1
+    """
+    h, w = (size, size) if isinstance(size, int) else size
+    if min(h, w) < 1:
+        raise ValueError(f"an image size of {h}x{w} pixels is empty")
+    return h, w
+
+
+def check_known(kind: str, name: str, known: Iterable[str], error: type[Exception] = ValueError) -> None:
+    """Refuse a name that is not known.
+
+    Raises:  ``error``, a ValueError if nothing else is said, with the nearest known names
+    """
+    known = list(known)
+    if name not in known:
+        near = difflib.get_close_matches(str(name).lower(), known, n=3, cutoff=0.5)
+        hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
+        raise error(f"unknown {kind} {name!r}: {hint}known are {', '.join(known)}")

@@ -1,0 +1,41 @@
+"""Measuring: forms of one model in turn, with spread, memory and bounds (chapter 16)."""
+
+from t2t_ref.bench.commands import (
+    WIDE,
+    Case,
+    ProductRecorder,
+    Timing,
+    bench_case,
+    build,
+    compare,
+    compare_with_first,
+    interleave,
+    macs_of,
+    main,
+    peak_memory,
+    pieces,
+    products_of,
+    run_of,
+    step_of,
+    table_of,
+)
+
+__all__ = [
+    "WIDE",
+    "Case",
+    "ProductRecorder",
+    "Timing",
+    "bench_case",
+    "build",
+    "compare",
+    "compare_with_first",
+    "interleave",
+    "macs_of",
+    "main",
+    "peak_memory",
+    "pieces",
+    "products_of",
+    "run_of",
+    "step_of",
+    "table_of",
+]

@@ -1,0 +1,1 @@
+"""What the pages of the book are drawn with. Nothing else in the package imports it."""

@@ -1,0 +1,33 @@
+"""Looking inside: shapes, parameters, products, taps, attention, statistics (chapters 1, 8 and 15)."""
+
+from t2t_ref.inspection.tables import (
+    ShapeRow,
+    ShapeTable,
+    attention_maps,
+    attention_rollout,
+    class_token_maps,
+    count_macs,
+    count_parameters,
+    eval_without_gradients,
+    performer_weights,
+    shape_table,
+    tap,
+    token_attention_maps,
+    token_maps,
+)
+
+__all__ = [
+    "ShapeRow",
+    "ShapeTable",
+    "attention_maps",
+    "attention_rollout",
+    "class_token_maps",
+    "count_macs",
+    "count_parameters",
+    "eval_without_gradients",
+    "performer_weights",
+    "shape_table",
+    "tap",
+    "token_attention_maps",
+    "token_maps",
+]

@@ -1,0 +1,115 @@
+"""The files of weights that the authors published (chapter 14)."""
+
+import html
+from dataclasses import dataclass
+
+from t2t_ref.arguments import pair
+from t2t_ref.inspection.tables import ShapeTable
+
+RELEASE = "https://github.com/yitu-opensource/T2T-ViT/releases/download/main/"
+
+
+@dataclass(frozen=True)
+class ReleasedFile:
+    """One published file: the model it belongs to, how good that is, and where the file lies.
+
+    Units:   top1 is per cent, as the authors print it; measured is (top-1, top-5) as somebody else measured them with
+             this very file; pixels is the side of the image; size is bytes, None where nobody has written it down
+    """
+
+    model: str
+    file: str
+    top1: float
+    measured: tuple[float, float] | None = None
+    pixels: int = 224
+    data: str = "ImageNet"
+    size: int | None = None
+    in_create_model: bool = True
+
+    @property
+    def url(self) -> str:
+        """Where the file can be downloaded."""
+        return RELEASE + self.file
+
+
+RELEASED = (
+    ReleasedFile("t2t_vit_7", "71.7_T2T_ViT_7.pth.tar", 71.7, (71.676, 90.886)),
+    ReleasedFile("t2t_vit_10", "75.2_T2T_ViT_10.pth.tar", 75.2, (75.150, 92.806)),
+    ReleasedFile("t2t_vit_12", "76.5_T2T_ViT_12.pth.tar", 76.5, (76.480, 93.484)),
+    ReleasedFile("t2t_vit_14", "81.5_T2T_ViT_14.pth.tar", 81.5, (81.500, 95.666), size=86_212_823),
+    ReleasedFile("t2t_vit_19", "81.9_T2T_ViT_19.pth.tar", 81.9, (81.932, 95.744)),
+    ReleasedFile("t2t_vit_24", "82.3_T2T_ViT_24.pth.tar", 82.3, (82.276, 95.886)),
+    ReleasedFile("t2t_vit_t_14", "81.7_T2T_ViTt_14.pth.tar", 81.7, (81.688, 95.852)),
+    ReleasedFile("t2t_vit_t_19", "82.4_T2T_ViTt_19.pth.tar", 82.4, (82.442, 96.082)),
+    ReleasedFile("t2t_vit_t_24", "82.6_T2T_ViTt_24.pth.tar", 82.6, (82.554, 96.064)),
+    ReleasedFile("t2t_vit_14", "83.3_T2T_ViT_14.pth.tar", 83.3, (83.34, 96.50), pixels=384),
+    # trained with token labelling, by other code: nobody has written down the names of its entries
+    ReleasedFile("t2t_vit_24", "84.2_T2T_ViT_24.pth.tar", 84.2, in_create_model=False),
+    # fine-tuned; accuracies as the authors' README has them
+    ReleasedFile("t2t_vit_14", "cifar10_t2t-vit_14_98.3.pth", 98.3, data="CIFAR-10", in_create_model=False),
+    ReleasedFile("t2t_vit_19", "cifar10_t2t-vit_19_98.4.pth", 98.4, data="CIFAR-10", in_create_model=False),
+    ReleasedFile("t2t_vit_14", "cirfar100_t2t-vit-14_88.4.pth", 88.4, data="CIFAR-100", in_create_model=False),  # sic
+    ReleasedFile("t2t_vit_19", "cifar100_t2t-vit-19_89.0.pth", 89.0, data="CIFAR-100", in_create_model=False),
+)
+
+
+class ReleasedTable(list):
+    """The rows of :func:`released_weights`. Prints as text; shows as an HTML table, with links, in a notebook."""
+
+    HEADINGS = ("model", "data", "pixels", "file", "top-1", "measured again", "bytes")
+
+    def cells(self) -> list[tuple[str, ...]]:
+        """Heading and rows as strings."""
+        return [self.HEADINGS] + [
+            (
+                row.model,
+                row.data,
+                str(row.pixels),
+                row.file,
+                f"{row.top1:.1f}",
+                "{:.2f} / {:.2f}".format(*row.measured) if row.measured else "",
+                f"{row.size:,}" if row.size else "",
+            )
+            for row in self
+        ]
+
+    def __str__(self) -> str:
+        return f"{ShapeTable.__str__(self)}\nevery file is at {RELEASE}FILE"
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        head, *body = [[html.escape(text) for text in row] for row in self.cells()]
+        lines = ["<table>", "<thead><tr>" + "".join(f"<th>{text}</th>" for text in head) + "</tr></thead>", "<tbody>"]
+        for row, (model, data, pixels, file, *numbers) in zip(self, body, strict=True):
+            lines.append(
+                f"<tr><td><code>{model}</code></td><td>{data}</td><td>{pixels}</td>"
+                f'<td><a href="{html.escape(row.url)}">{file}</a></td>'
+                + "".join(f'<td style="text-align: right">{number}</td>' for number in numbers)
+                + "</tr>"
+            )
+        return "\n".join([*lines, "</tbody>", "</table>"])
+
+
+def released_weights() -> ReleasedTable:
+    """Every file of weights that the authors published, and how it measures.
+
+    Units:   top-1 is the authors' number; "measured again" is top-1 / top-5 as others found them with the same file:
+             at 224 pixels those of timm's pull request 2426, at 384 PaddleViT's (crop 1.0). Sizes are in bytes, where
+             one is on record
+    Source:  README and releases of yitu-opensource/T2T-ViT; size by OpenVINO's model zoo, which measures 81.44 / 95.66
+             with 81.5_T2T_ViT_14.pth.tar
+    """
+    return ReleasedTable(RELEASED)
+
+
+def released_file(model: str, img_size: int | tuple[int, int] = 224) -> ReleasedFile:
+    """The file that belongs to a variant: of those at several sizes the one of ``img_size``, else the one at 224.
+
+    Raises:  ValueError if nothing was published for this variant, with the names for which something was
+    """
+    files = {pair(row.pixels): row for row in RELEASED if row.in_create_model and row.model == model}
+    if not files:
+        known = dict.fromkeys(row.model for row in RELEASED if row.in_create_model)
+        raise ValueError(f"the authors published no weights for {model!r}; there are some for {', '.join(known)}")
+    return files.get(pair(img_size), files[(224, 224)])

@@ -1,0 +1,71 @@
+"""Where a chapter finds its stored results."""
+
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from t2t_ref.experiments.results import results_file
+
+
+@pytest.fixture
+def repository():
+    """A server on this machine that knows two files, and breaks off in the middle of the second."""
+
+    class Handler(BaseHTTPRequestHandler):
+        asked = []
+
+        def do_GET(self):
+            self.asked.append(self.path)
+            name = self.path.rpartition("/")[2]
+            self.send_response(200 if name in ("whole.json", "broken.json") else 404)
+            self.send_header("Content-Length", "3" if name == "whole.json" else "300")
+            self.end_headers()
+            self.wfile.write(b"[2]")
+            self.close_connection = True
+
+        def log_message(self, *arguments):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}", Handler.asked
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_copy_beside_or_above_is_taken(tmp_path, monkeypatch, repository):
+    address, asked = repository
+    for name in ("results", "notebooks"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "results" / "whole.json").write_text("[1]")
+    for place in (tmp_path, tmp_path / "notebooks"):
+        monkeypatch.chdir(place)
+        assert json.loads(results_file("whole.json", address).read_text()) == [1]
+    assert not asked
+
+
+def test_what_is_missing_is_fetched_once(tmp_path, monkeypatch, repository):
+    address, asked = repository
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):
+        assert json.loads(results_file("weights/whole.json", address).read_text()) == [2]
+    assert asked == ["/main/results/weights/whole.json"]
+
+
+def test_the_address_on_github(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("t2t_ref.experiments.results.urlopen", lambda url: asked.append(url) or open("nothing"))
+    with pytest.raises(ConnectionError):
+        results_file("a.json", "https://github.com/some-owner/some-name")
+    assert asked == ["https://raw.githubusercontent.com/some-owner/some-name/main/results/a.json"]
+
+
+@pytest.mark.parametrize("name, reason", [("broken.json", "IncompleteRead|3 bytes read"), ("none.json", "404")])
+def test_what_cannot_be_had_leaves_nothing(tmp_path, monkeypatch, repository, name, reason):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConnectionError, match=rf"results/{name} is not here.*({reason}).*put the file there"):
+        results_file(name, repository[0])
+    assert not list((tmp_path / "results").iterdir())

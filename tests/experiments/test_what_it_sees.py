@@ -1,0 +1,184 @@
+"""The committed models of chapter 15, and the functions that look at them."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from t2t_ref import T2TViT, ViT, count_parameters, save_checkpoint
+from t2t_ref.experiments.resnet import ResidualBlock, ResNet
+from t2t_ref.experiments.what_it_sees import (
+    NAMES,
+    SEEDS,
+    accuracy,
+    build,
+    feature_maps,
+    load,
+    main,
+    recipe_for,
+    released_models,
+    rounded,
+    save,
+    shown_digits,
+    silent_shares,
+    without_token_attention,
+)
+from t2t_ref.inspection.statistics import channel_health, channel_similarity, high_frequency_share
+
+RESULTS = Path(__file__).resolve().parents[2] / "results"
+SMALL = dict(img_size=64, embed_dim=16, depth=2, num_heads=2, mlp_ratio=2.0)
+
+
+@pytest.mark.parametrize("kind", NAMES)
+def test_the_committed_weights_are_as_good_as_they_say(kind):
+    path = RESULTS / "weights" / f"{kind}.safetensors"
+    about = json.loads(path.with_suffix(".json").read_text())
+    assert path.stat().st_size <= 3_000_000
+    model = load(path)
+    images = about["quickly_tested"]
+    # another processor may round another way: two images may change sides
+    assert accuracy(model, images) == pytest.approx(about["quick_accuracy"], abs=200 / images)
+    # the quick test is a part of the full one: the two agree as far as 400 images can tell
+    assert about["quick_accuracy"] == pytest.approx(about["accuracy"], abs=6)
+    assert about["command"].startswith("python -m t2t_ref.what_it_sees") and about["seed"] == SEEDS[0]
+    recipe = json.loads(json.dumps(asdict(recipe_for(kind, about["seed"]))))
+    assert about["recipe"] == {name: value for name, value in recipe.items() if name != "model"}
+    fresh = build(kind).eval()
+    assert accuracy(fresh, 200) < 30 < about["accuracy"]
+
+
+def test_the_results_tell_of_the_committed_weights():
+    result = json.loads((RESULTS / "what_it_sees.json").read_text())
+    for kind, about in result["models"].items():
+        assert [run["seed"] for run in about["runs"]] == list(SEEDS)
+        beside = json.loads((RESULTS / "weights" / f"{kind}.json").read_text())
+        assert about["runs"][0]["accuracy"] == beside["accuracy"]
+        assert about["parameters"] == count_parameters(build(kind))
+        # a quarter of the images shows nearly the same: at most 0.008 from the stored numbers
+        maps = feature_maps(load(RESULTS / "weights" / f"{kind}.safetensors"), shown_digits(64)[0])
+        after = about["runs"][0]["after"]["layers"]
+        assert list(maps) == list(after)
+        for name, layer in maps.items():
+            found = channel_similarity(layer), high_frequency_share(layer).nanmean().item()
+            assert found == pytest.approx((after[name]["similarity"], after[name]["fine"]), abs=0.04), name
+            assert channel_health(layer) == pytest.approx((after[name]["dead"], after[name]["saturated"]), abs=0.04)
+
+
+def test_names_of_the_layers():
+    image = torch.zeros(1, 3, 64, 96)
+    t2t = T2TViT(**SMALL | dict(img_size=(64, 96)), token_dim=8)
+    maps = feature_maps(t2t, image)
+    shapes = {name: tuple(layer.shape) for name, layer in maps.items()}
+    assert shapes == {
+        "T2T layer 1": (1, 8, 16, 24),
+        "T2T layer 2": (1, 8, 8, 12),
+        "tokens": (1, 16, 4, 6),
+        "block 1": (1, 16, 4, 6),
+        "block 2": (1, 16, 4, 6),
+    }
+    vit = feature_maps(ViT(**SMALL), torch.zeros(1, 3, 64, 64))
+    assert list(vit) == ["tokens", "block 1", "block 2"]
+    resnet = feature_maps(ResNet(widths=(4, 8)), image)
+    assert {name: tuple(layer.shape) for name, layer in resnet.items()} == {
+        "stem": (1, 4, 16, 24),
+        "stage 1, block 1": (1, 4, 16, 24),
+        "stage 1, block 2": (1, 4, 16, 24),
+        "stage 2, block 1": (1, 8, 8, 12),
+        "stage 2, block 2": (1, 8, 8, 12),
+    }
+    with pytest.raises(ValueError, match="features of a Linear are: use tap"):
+        feature_maps(nn.Linear(2, 2), image)
+
+
+class TorchvisionLike(nn.Module):
+    """A residual network with the names that torchvision gives to its parts."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1, self.relu, self.maxpool = nn.Conv2d(3, 4, 7, 2, 3), nn.ReLU(inplace=True), nn.MaxPool2d(3, 2, 1)
+        self.layer1 = nn.Sequential(ResidualBlock(4, 4, 1), ResidualBlock(4, 4, 1))
+        self.layer2 = nn.Sequential(ResidualBlock(4, 8, 2))
+
+    def forward(self, image):
+        return self.layer2(self.layer1(self.maxpool(self.relu(self.conv1(image)))))
+
+
+def test_released_models_on_stand_ins(tmp_path):
+    """The same code with small files in the form of the large ones: the authors' pickle, timm's safetensors."""
+    torch.manual_seed(0)
+    t2t, vit = T2TViT(**SMALL | dict(img_size=224)), ViT(**SMALL)
+    torch.save({"state_dict_ema": t2t.state_dict()}, tmp_path / "t2t.pth.tar")
+    save_file(vit.state_dict(), tmp_path / "vit.safetensors", {"format": "pt"})
+    sizes = {name: value for name, value in SMALL.items() if name != "img_size"}
+    models = released_models(tmp_path / "t2t.pth.tar", tmp_path / "vit.safetensors", TorchvisionLike(), **sizes)
+    assert list(models) == ["t2t", "vit", "resnet"] and not any(model.training for model in models.values())
+    image = torch.randn(1, 3, 96, 64)
+    for name, model in models.items():
+        maps = feature_maps(model, image)
+        assert all(layer.isfinite().all() for layer in maps.values()), name
+    assert list(maps) == ["stem", "stage 1, block 1", "stage 1, block 2", "stage 2, block 1"]
+    assert maps["stem"].shape == (1, 4, 24, 16)
+    torch.testing.assert_close(models["t2t"].blocks[0].mlp.fc1.weight, t2t.blocks[0].mlp.fc1.weight)
+
+
+@pytest.mark.parametrize("kind", NAMES)
+def test_saved_models_come_back(kind, tmp_path):
+    torch.manual_seed(0)
+    model, (images, _) = build(kind).eval(), shown_digits(4)
+    save(model, tmp_path / "x.safetensors")
+    again = load(tmp_path / "x.safetensors")
+    assert type(again) is type(model) and not again.training
+    torch.testing.assert_close(again(images), model(images), rtol=0, atol=0)
+
+
+def test_the_command(tmp_path, monkeypatch):
+    """On four images: trains, keeps, and does not train again what is there."""
+    for name, value in dict(SAMPLES={"resnet": 12_000}, TESTED=8, QUICKLY_TESTED=4, LOOKED_AT=8).items():
+        monkeypatch.setattr(f"t2t_ref.experiments.what_it_sees.{name}", value)
+    monkeypatch.setattr("t2t_ref.experiments.what_it_sees.accuracy", lambda model, count=8: accuracy(model, count))
+    model, fitted = ResNet(num_classes=10), []
+
+    def fit(recipe, model, cpu):
+        fitted.append(recipe.seed)
+        return type("Result", (), {"model": model})
+
+    monkeypatch.setattr("t2t_ref.train.fit", fit, raising=False)
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):
+        assert main(["--models", "resnet", "--seeds", "3", "4"]) == 0
+    assert fitted == [3, 4]
+    result = json.loads((tmp_path / "results" / "what_it_sees.json").read_text())
+    about = result["models"]["resnet"]
+    assert [run["seed"] for run in about["runs"]] == [3, 4]
+    assert about["runs"][0]["before"] == about["runs"][0]["after"]  # this fit does nothing
+    assert about["parameters"] == count_parameters(model)
+    assert (tmp_path / "results" / "weights" / "resnet.safetensors").exists()
+
+
+def test_silent_tokens():
+    """Long keys send the denominator below epsilon; then the layer without attention is the same layer."""
+    torch.manual_seed(0)
+    model, (images, _) = build("t2t").eval(), shown_digits(4)
+    assert silent_shares(model, images) == [0, 0]
+    assert not torch.allclose(without_token_attention(model)(images), model(images), atol=1e-4)
+    before = model.state_dict()["tokens_to_token.attention1.proj.weight"].clone()
+    for layer in (model.tokens_to_token.attention1, model.tokens_to_token.attention2):
+        with torch.no_grad():
+            layer.kqv.weight *= 60
+    assert silent_shares(model, images) == [1, 1]
+    torch.testing.assert_close(without_token_attention(model)(images), model(images))
+    assert torch.equal(model.tokens_to_token.attention1.proj.weight, before)  # it was a copy
+
+
+def test_rounding():
+    assert rounded({"a": [0.123456, {"b": 1}], "c": "x"}) == {"a": [0.1235, {"b": 1}], "c": "x"}
+
+
+def test_other_transformers_have_no_place_in_a_resnet_file(tmp_path):
+    model = T2TViT(**SMALL, token_dim=8, num_classes=3)
+    save_checkpoint(model, tmp_path / "t.safetensors")
+    assert isinstance(load(tmp_path / "t.safetensors"), T2TViT)
