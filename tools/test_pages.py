@@ -482,9 +482,9 @@ seeds.</figcaption></figure><svg aria-label="Three boxes in a row, joined by arr
 
 @pytest.fixture
 def spoiled(tmp_path):
-    (tmp_path / "spoiled.html").write_text(SPOILED)
-    (tmp_path / "sound.html").write_text('<p id="there">')
-    (tmp_path / "there.md").write_text("")
+    (tmp_path / "spoiled.html").write_text(SPOILED, encoding="utf-8")
+    (tmp_path / "sound.html").write_text('<p id="there">', encoding="utf-8")
+    (tmp_path / "there.md").write_text("", encoding="utf-8")
     for name in "acde":
         (tmp_path / f"{name}.png").write_bytes(b"x" * 1000)
     return tmp_path

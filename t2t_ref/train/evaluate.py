@@ -23,12 +23,11 @@ from torch import Tensor, nn
 
 from t2t_ref.create import create_model, list_models
 from t2t_ref.models.classifier import TokenClassifier
+from t2t_ref.train.plots import MOST_CLASSES, draw_confusion
 from t2t_ref.train.recipes import RECIPES, Recipe
 from t2t_ref.train.sampling import evaluation_batches
-from t2t_ref.weights.loading import load_checkpoint, load_model, open_source
-from t2t_ref.weights.released import RELEASED
-
-MOST_CLASSES = 40  # in a picture; of more only the pairs are listed that are confused most
+from t2t_ref.weights import RELEASED, load_checkpoint, load_model
+from t2t_ref.weights.files import open_source
 
 
 def wilson(hits: int, total: int) -> tuple[float, float]:
@@ -128,7 +127,7 @@ class Evaluation:
 def evaluate(
     model: nn.Module,
     data,
-    normalise: Callable[[Tensor], Tensor],
+    preprocess: Callable[[Tensor], Tensor],
     num_classes: int,
     *,
     class_names: tuple[str, ...] = (),
@@ -139,11 +138,11 @@ def evaluate(
 ) -> Evaluation:
     """Show every image of ``data`` to ``model`` once, and count.
 
-    Units:   data yields (image c h w, label), a label of -1 for an image that is not to be counted; normalise makes a
+    Units:   data yields (image c h w, label), a label of -1 for an image that is not to be counted; preprocess makes a
              batch ready for the model, as ``Augment.normalise`` does; with an accelerate.Accelerator its processes
              share the images, and each gets the result of all, else the device is the model's
-    Raises:  ValueError if model and data do not have the same number of classes, or if the model's answers are no
-             numbers
+    Raises:  ValueError if model and data do not have the same number of classes, or if the model's answers are
+             not finite
     """
     device = accelerator.device if accelerator else next(model.parameters()).device
     share = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
@@ -165,7 +164,7 @@ def evaluate(
             if not len(labels):
                 continue
             with torch.no_grad():
-                logits = model(normalise(images.to(device))).float().cpu()
+                logits = model(preprocess(images.to(device))).float().cpu()
             if logits.shape[1] != num_classes or int(labels.max()) >= num_classes:
                 raise ValueError(
                     f"the model tells {logits.shape[1]} classes apart, the data has {num_classes}, "
@@ -256,39 +255,6 @@ def evaluate_recipe(
         progress=progress,
     )
     return result, recipe
-
-
-def draw_confusion(result: Evaluation, path: str | Path | None = None):
-    """What each class is wrongly taken for, as a picture. Returns a figure; a file too, if there is a path.
-
-    What is right is left grey, for beside it nothing else could be seen: how much that is stands beside the class.
-
-    Raises:  ValueError for more classes than can be seen
-    """
-    import matplotlib
-    from matplotlib.figure import Figure
-
-    from t2t_ref.book import figures
-
-    k = len(result.confusion)
-    if k > MOST_CLASSES:
-        raise ValueError(f"{k} classes are too many for a picture, expected at most {MOST_CLASSES}")
-    shares = 100 * result.confusion / reduce(result.confusion, "true taken -> true 1", "sum").clamp(min=1)
-    names = [result.name(label) for label in range(k)]
-    right = [f"{name}  ({share:.0f} %)" for name, share in zip(names, shares.diag().tolist(), strict=True)]
-    with matplotlib.rc_context(figures.STYLE):
-        figure = Figure(figsize=(6.4, 5.4))
-        axes = figure.subplots()
-        axes.set_facecolor("#CCCCCC")
-        wrong = shares.fill_diagonal_(float("nan"))
-        picture = axes.imshow(wrong.numpy(), vmin=0, vmax=max(1.0, float(wrong.nan_to_num().max())))
-        axes.set_xticks(range(k), names, rotation=0 if max(map(len, names)) < 3 else 90)
-        axes.set_yticks(range(k), right)
-        axes.set(xlabel="wrongly taken for", ylabel="class (share of it that is right)")
-        figure.colorbar(picture, label="share of the class (%)")
-        if path is not None:
-            figure.savefig(path, dpi=200, format="png")
-    return figure
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from t2t_ref.data.sources import Stream, draw_box, open_data, random_crop
+from t2t_ref.data.reading import Stream, draw_box
+from t2t_ref.data.sources import cropping, open_data
 from t2t_ref.train.recipes import Recipe
 from t2t_ref.train.sampling import training_batches
 
@@ -245,7 +246,7 @@ def test_a_random_crop_is_the_box_of_the_whole_image(turn):
         before = Image.Image.resize
         patch.setattr(Image.Image, "resize", lambda self, *a, **k: sizes.append(self.size) or before(self, *a, **k))
         for seed in range(10):
-            got = random_crop(Image.open(file), recipe, random.Random(seed))
+            got = cropping(recipe, training=True)(Image.open(file), random.Random(seed))
             upright = image.transpose(Image.Transpose.ROTATE_270) if turn else image
             box = draw_box(*upright.size, recipe.crop_scale, recipe.crop_ratio, random.Random(seed))
             expected = before(upright, (SIZE, SIZE), Image.Resampling.BICUBIC, box=box)

@@ -230,6 +230,27 @@ def test_mirror_cells(project, body, complaint):
     assert complaint in found if complaint else not found
 
 
+@pytest.mark.parametrize(
+    "tags, half, complaint",
+    [
+        ("mirror", 2, "half, tagged mirror, is in models.others and piece: say which one"),
+        ("mirror, mirror-piece", 2, None),
+        ("mirror, mirror-others", 3, None),
+        ("mirror, mirror-models-others", 3, None),
+        ("mirror, mirror-others", 2, "half, tagged mirror, differs from t2t_ref.models.others"),
+        ("mirror, mirror-elsewhere", 2, "half, tagged mirror-elsewhere, is not in t2t_ref"),
+    ],
+)
+def test_a_name_in_two_modules_is_shown_with_its_module(project, tags, half, complaint):
+    (project / "t2t_ref" / "models").mkdir()
+    (project / "t2t_ref" / "models" / "others.py").write_text("def half(x):\n    return x / 3\n")
+    source = project / "book" / "01-a.md"
+    body = f"def half(x):\n    return x / {half}"
+    source.write_text(CHAPTER + f"\n```{{code-cell}}\n:tags: [{tags}]\n\n{body}\n```\n")
+    found = "\n".join(rules.problems(project))
+    assert complaint in found if complaint else not found
+
+
 # figures
 
 
@@ -284,6 +305,8 @@ def test_bounds_are_loose_and_pins_are_exact():
         "einops",
         "jaxtyping",
         "safetensors",
+        "numpy",
+        "pillow",
     }
     assert {"book", "train"} <= set(project["optional-dependencies"])
     wanted = [line.split("#")[0].strip() for line in (ROOT / "requirements.txt").read_text().splitlines()]

@@ -12,6 +12,7 @@ import tiny
 import torch
 
 from t2t_ref.train import CannotStart, fit, loop, state
+from t2t_ref.train import run as run_module
 
 RECIPE = replace(tiny.RECIPE, log_every=4, ema_warmup=True)  # every second update a state, so some between two lines
 
@@ -20,7 +21,7 @@ RECIPE = replace(tiny.RECIPE, log_every=4, ema_warmup=True)  # every second upda
 def no_curve():
     """Drawing takes half of the time of these runs, and is tested elsewhere."""
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(loop, "draw_curve", lambda lines, path: None)
+        patched.setattr(run_module, "draw_curve", lambda lines, path: None)
         yield
 
 
@@ -72,16 +73,16 @@ def in_update(number: int):
     """Kill after this update, before anything is written about it."""
 
     def prepare():
-        real, count = loop.Run.train_update, [0]
+        real, count = loop.update, [0]
 
-        def train_update(self, batches):
-            result = real(self, batches)
+        def update(*arguments):
+            result = real(*arguments)
             count[0] += 1
             if count[0] == number:
                 kill()
             return result
 
-        loop.Run.train_update = train_update
+        loop.update = update
 
     return prepare
 
@@ -119,7 +120,7 @@ def after_the_line_of_an_epoch_and_before_its_state():
     real, count = loop.Run.save, [0]
 
     def save(self):
-        count[0] += self.start == 0
+        count[0] += self.schedule.start == 0
         if count[0] == 2:
             kill()
         real(self)
