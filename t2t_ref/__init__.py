@@ -17,8 +17,7 @@ from t2t_ref.models.token_performer import TokenPerformer, performer_attention, 
 from t2t_ref.models.token_transformer import TokenTransformer
 from t2t_ref.models.tokens_to_token import TokensToToken, restructure, token_grid
 from t2t_ref.models.vit import ViT
-from t2t_ref.weights.loading import load_checkpoint, load_model, save_checkpoint
-from t2t_ref.weights.released import released_weights
+from t2t_ref.weights import load_checkpoint, load_model, released_weights, save_checkpoint
 
 __all__ = [
     "__version__",

@@ -26,8 +26,8 @@ from t2t_ref.models.classifier import TokenClassifier
 from t2t_ref.train.plots import MOST_CLASSES, draw_confusion
 from t2t_ref.train.recipes import RECIPES, Recipe
 from t2t_ref.train.sampling import evaluation_batches
-from t2t_ref.weights.loading import load_checkpoint, load_model, open_source
-from t2t_ref.weights.released import RELEASED
+from t2t_ref.weights import RELEASED, load_checkpoint, load_model
+from t2t_ref.weights.files import open_source
 
 
 def wilson(hits: int, total: int) -> tuple[float, float]:

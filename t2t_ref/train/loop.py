@@ -23,7 +23,7 @@ from t2t_ref.train.run import AVERAGED, CURVE, WEIGHTS, Run, empty_window, versi
 from t2t_ref.train.state import load_state, states_of
 from t2t_ref.train.stopping import CannotStart, Interrupted, NotFinite, Signals, interruptible
 from t2t_ref.train.update import Measured, update
-from t2t_ref.weights.loading import load_checkpoint
+from t2t_ref.weights import load_checkpoint
 
 try:
     import accelerate

@@ -19,7 +19,7 @@ from t2t_ref.train.schedule import Schedule
 from t2t_ref.train.state import check_room, difference, disk_errors, inventory, save_state
 from t2t_ref.train.stopping import CannotStart, NotFinite
 from t2t_ref.train.update import Parts
-from t2t_ref.weights.loading import save_checkpoint
+from t2t_ref.weights import save_checkpoint
 
 try:
     import accelerate

@@ -32,7 +32,7 @@ from t2t_ref.models.cnn_designs import (
     SqueezeExcite,
     dense_widths,
 )
-from t2t_ref.weights.loading import arguments_of
+from t2t_ref.weights.saving import arguments_of
 
 CLASSES = [SET2TViT, GhostT2TViT, DenseT2TViT, SEViT, GhostViT, DenseViT]
 

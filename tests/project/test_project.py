@@ -284,6 +284,8 @@ def test_bounds_are_loose_and_pins_are_exact():
         "einops",
         "jaxtyping",
         "safetensors",
+        "numpy",
+        "pillow",
     }
     assert {"book", "train"} <= set(project["optional-dependencies"])
     wanted = [line.split("#")[0].strip() for line in (ROOT / "requirements.txt").read_text().splitlines()]
