@@ -273,7 +273,7 @@ def stored_grid(
 ) -> tuple[int, int]:
     """(rows, columns) of a stored table: as given, as written down, else a square.
 
-    Raises:  as :func:`resize_tables`
+    Raises:  ValueError as :func:`resize_tables`
     """
     if given is not None:
         if math.prod(given) != cells:
