@@ -18,7 +18,8 @@ from t2t_ref.train.optimizer import learning_rate, make_scheduler, parameter_gro
 from t2t_ref.train.recipes import RECIPES, Recipe
 
 timm = import_timm()
-from timm.data import Mixup, RandomErasing, auto_augment  # noqa: E402
+from timm.data import Mixup, auto_augment  # noqa: E402
+from timm.data.random_erasing import RandomErasing  # noqa: E402
 from timm.data.transforms import RandomResizedCropAndInterpolation  # noqa: E402
 from timm.optim import param_groups_weight_decay  # noqa: E402
 from timm.scheduler import CosineLRScheduler  # noqa: E402
@@ -121,7 +122,7 @@ def test_random_crops_have_the_sizes_that_timm_draws(size):
 
 
 def test_erasing_takes_as_much_as_timm_does():
-    """As many images, as large a hole, of noise as wild. Its shape is kornia's draw: evenly in w / h, not in its log."""
+    """As many images, as large a hole, noise as wild. The shape is kornia's draw: evenly in w / h, not in its log."""
     ones = torch.ones(1500, 3, 32, 40)
     recipe = replace(PLAIN, erasing=0.25)
     random.seed(0)
