@@ -6,7 +6,6 @@ import json
 import math
 import multiprocessing
 import os
-import random
 import signal
 import stat
 import sys
@@ -262,11 +261,7 @@ def test_images_that_have_moved_are_known_again(photos, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         fit(recipe, tmp_path / "run", cpu=True, after_update=cut)
     there = photos.rename(photos.with_name("there"))
-    try:
-        rest = moved(recipe, there, tmp_path / "run")
-        for name, tensor in whole.model.state_dict().items():
-            assert torch.equal(tensor, rest.model.state_dict()[name]), name
-        # and others are not taken for them
+    try:  # others are not taken for them
         (there / "train/dog/3.png").rename(there / "train/dog/9.png")
         with pytest.raises(CannotStart, match="does not hold the images of .*: the names of the files differ"):
             moved(recipe, there, tmp_path / "run")
@@ -280,8 +275,11 @@ def test_images_that_have_moved_are_known_again(photos, tmp_path):
             moved(recipe, there, tmp_path / "run")
         for split in ("train", "val"):
             (there / split / "wolf").rename(there / split / "dog")
+        rest = moved(recipe, there, tmp_path / "run")
     finally:
         there.rename(photos)
+    for name, tensor in whole.model.state_dict().items():
+        assert torch.equal(tensor, rest.model.state_dict()[name]), name
 
 
 def test_a_move_that_cannot_be_checked_is_refused(photos, tmp_path):
@@ -325,15 +323,13 @@ def test_the_weights_it_started_from_are_not_needed_to_go_on(tmp_path):
 
 
 def test_every_number_of_a_recipe_has_its_range():
-    numbers = [
-        field for field in fields(Recipe) if isinstance(field.default, int | float | tuple) or "None" in str(field.type)
-    ]
-    for field in numbers:
+    for field in fields(Recipe):
         takes_numbers = "float" in str(field.type) or field.type is int
         assert bool(field.metadata["within"]) == takes_numbers, field.name
         if takes_numbers:
-            value = (math.nan,) * len(field.default) if isinstance(field.default, tuple) else math.nan
-            with pytest.raises(ValueError, match=rf"{field.name} is .*nan.*, expected a (whole )?number in "):
+            wrong = -1 if field.type is int else math.nan
+            value = (wrong,) * len(field.default) if isinstance(field.default, tuple) else wrong
+            with pytest.raises(ValueError, match=rf"{field.name} is .*(nan|-1).*, expected a (whole )?number in "):
                 replace(Recipe(), **{field.name: value})
 
 
@@ -412,11 +408,13 @@ def test_mixed_images_have_no_training_accuracy():
         assert len(lines) == 6 and all(("accuracy" in line) == expected for line in lines)
 
 
-def test_data_that_draw_nothing_are_read_without_a_seed():
-    for draws in (True, False):
-        data = tiny.Images(0)
+def test_data_that_draw_nothing_are_read_without_a_seed(monkeypatch):
+    data, seeds = tiny.Images(0), []
+    monkeypatch.setattr(sampling, "seed_all", lambda *numbers, devices: seeds.append(numbers))
+    batches = []
+    for draws, expected in ((True, 48), (False, 0)):
         data.draws = draws
-        random.seed(0)
-        before = random.getstate()
-        list(sampling.training_batches(data, 0, 0, 8, 0, 1))
-        assert (random.getstate() == before) != draws
+        seeds.clear()
+        batches.append([labels for _, labels in sampling.training_batches(data, 0, 0, 8, 0, 1)])
+        assert len(seeds) == expected
+    assert torch.equal(*map(torch.cat, batches))
