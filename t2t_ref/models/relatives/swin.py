@@ -1,0 +1,231 @@
+"""Swin: attention in windows of 7x7 tokens, which every second block moves (chapter 22; Liu et al. 2021)."""
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange, reduce, repeat
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from t2t_ref.models.backbone import DropPath, Mlp
+from t2t_ref.models.relatives.pyramid import ConvEmbed
+
+
+def to_windows(features: Float[Tensor, "b h w d"], window_size: tuple[int, int]) -> Float[Tensor, "windows n d"]:
+    """Cut a grid of tokens into windows, row by row; windows of one image stand side by side.
+
+    Shapes:  features  b h w d
+             return    windows n d    windows = b times those of an image; n = kh kw tokens
+    """
+    kh, kw = window_size
+    return rearrange(features, "b (h kh) (w kw) d -> (b h w) (kh kw) d", kh=kh, kw=kw)
+
+
+def from_windows(
+    windows: Float[Tensor, "windows n d"], window_size: tuple[int, int], grid: tuple[int, int]
+) -> Float[Tensor, "b h w d"]:
+    """The way back: windows to a grid of tokens.
+
+    Shapes:  windows  windows n d
+             return   b h w d        (h, w) = grid
+    """
+    (kh, kw), (rows, columns) = window_size, grid
+    pattern = "(b h w) (kh kw) d -> b (h kh) (w kw) d"
+    return rearrange(windows, pattern, kh=kh, kw=kw, h=rows // kh, w=columns // kw)
+
+
+def relative_position_index(window_size: tuple[int, int], device=None) -> Int[Tensor, "q k"]:
+    """Which row of the bias table belongs to a query and a key of a window: the offset query minus key, as one number.
+
+    Shapes:  return  q k    (dy + kh - 1) * (2 kw - 1) + dx + kw - 1
+    Source:  paper, Sec. 3.2
+    """
+    kh, kw = window_size
+    y = repeat(torch.arange(kh, device=device), "kh -> (kh kw)", kw=kw)
+    x = repeat(torch.arange(kw, device=device), "kw -> (kh kw)", kh=kh)
+    dy, dx = (rearrange(place, "q -> q 1") - rearrange(place, "k -> 1 k") for place in (y, x))
+    return (dy + kh - 1) * (2 * kw - 1) + dx + kw - 1
+
+
+def shift_mask(
+    grid: tuple[int, int], window_size: tuple[int, int], shift: int, device=None
+) -> Bool[Tensor, "windows q k"]:
+    """Which pairs in a window only the roll has brought together: one came over the border of the image, one did not.
+
+    Shapes:  return  windows q k    of one image, row by row; true where there shall be no attention
+    Source:  paper, Fig. 4
+    """
+    (rows, columns), (kh, kw) = grid, window_size
+    came_down = torch.arange(rows, device=device) >= rows - shift
+    came_right = torch.arange(columns, device=device) >= columns - shift
+    region = 2 * rearrange(came_down, "h -> h 1") + rearrange(came_right, "w -> 1 w")
+    region = rearrange(region, "(h kh) (w kw) -> (h w) (kh kw)", kh=kh, kw=kw)
+    return rearrange(region, "windows q -> windows q 1") != rearrange(region, "windows k -> windows 1 k")
+
+
+class WindowAttention(nn.Module):
+    """Multi-head self-attention inside each window, with a learned bias for each offset of two tokens.
+
+    Shapes:  windows  windows n d    windows = those of all images, of one image side by side
+             mask     s q k          of one image; true where there shall be no attention
+             return   windows n d
+    Units:   window_size is (rows, columns) of tokens; qk_scale multiplies the scores, None means head_dim ** -0.5
+    Raises:  ValueError if num_heads does not divide dim
+    Source:  paper, Eq. (4); authors' code
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        *,
+        window_size: tuple[int, int],
+        qkv_bias: bool = True,
+        qk_scale: float | None = None,
+        drop_rate: float = 0.0,
+        attn_drop_rate: float = 0.0,
+    ):
+        super().__init__()
+        if dim % num_heads:
+            raise ValueError(f"{num_heads} heads do not divide a width of {dim}")
+        self.num_heads = num_heads
+        self.window_size = kh, kw = window_size
+        self.scale = (dim // num_heads) ** -0.5 if qk_scale is None else qk_scale
+        self.attn_drop_rate = attn_drop_rate
+        self.relative_position_bias_table = nn.Parameter(torch.zeros((2 * kh - 1) * (2 * kw - 1), num_heads))
+        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
+        self.proj = nn.Linear(dim, dim)
+        self.proj_drop = nn.Dropout(drop_rate)
+        nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
+
+    def split_heads(
+        self, windows: Float[Tensor, "windows n d"]
+    ) -> tuple[Float[Tensor, "windows g n e"], Float[Tensor, "windows g n e"], Float[Tensor, "windows g n e"]]:
+        """Queries, keys and values, one set for each of the g heads.
+
+        Shapes:  windows  windows n d
+                 return   (windows g n e, windows g n e, windows g n e)    e = d / g, the width of a head
+        """
+        qkv = rearrange(self.qkv(windows), "windows n (three g e) -> three windows g n e", three=3, g=self.num_heads)
+        queries, keys, values = qkv
+        return queries, keys, values
+
+    def bias(self, mask: Bool[Tensor, "s q k"] | None) -> Float[Tensor, "s g q k"]:
+        """What is added to the scores: the bias of each offset, and -100 where the mask forbids attention.
+
+        Shapes:  mask    s q k      or None
+                 return  s g q k    s = 1 without a mask
+        """
+        table = self.relative_position_bias_table
+        index = relative_position_index(self.window_size, table.device)
+        bias = rearrange(table[index], "q k g -> 1 g q k")
+        return bias if mask is None else bias - 100.0 * rearrange(mask, "s q k -> s 1 q k")
+
+    def forward(
+        self, windows: Float[Tensor, "windows n d"], mask: Bool[Tensor, "s q k"] | None = None
+    ) -> Float[Tensor, "windows n d"]:
+        queries, keys, values = self.split_heads(windows)
+        bias = self.bias(mask).to(queries.dtype)
+        # as many heads as windows and heads: so one bias, without a copy for each image, serves them all
+        s = bias.shape[0]
+        queries, keys, values = (rearrange(x, "(b s) g n e -> b (s g) n e", s=s) for x in (queries, keys, values))
+        mixed = F.scaled_dot_product_attention(
+            queries,
+            keys,
+            values,
+            attn_mask=rearrange(bias, "s g q k -> 1 (s g) q k"),
+            dropout_p=self.attn_drop_rate if self.training else 0.0,
+            scale=self.scale,
+        )
+        return self.proj_drop(self.proj(rearrange(mixed, "b (s g) n e -> (b s) n (g e)", s=s)))
+
+
+class SwinBlock(nn.Module):
+    """A transformer block with :class:`WindowAttention`, in windows that may be moved.
+
+    A grid no larger than the window is one window, or a row of them, and is not moved.
+
+    Shapes:  tokens  b n d     n = rows * columns of ``grid``
+             return  b n d
+    Units:   window_size and shift_size are tokens
+    Raises:  ValueError if windows do not tile the grid, or the shift is not smaller than a window
+    Source:  paper, Eq. (3) and Fig. 4; authors' code
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        *,
+        grid: tuple[int, int],
+        window_size: int = 7,
+        shift_size: int = 0,
+        mlp_ratio: float = 4.0,
+        drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        **attention,
+    ):
+        super().__init__()
+        if min(grid) <= window_size:
+            window_size, shift_size = min(grid), 0
+        rows, columns = grid
+        if rows % window_size or columns % window_size:
+            raise ValueError(f"windows of {window_size}x{window_size} do not tile a grid of {rows}x{columns} tokens")
+        if not 0 <= shift_size < window_size:
+            raise ValueError(f"shift_size is {shift_size}, expected 0 <= shift_size < window_size={window_size}")
+        self.grid = (rows, columns)
+        self.window_size = (window_size, window_size)
+        self.shift_size = shift_size
+        self.norm1 = nn.LayerNorm(dim)
+        self.attn = WindowAttention(dim, num_heads, window_size=self.window_size, drop_rate=drop_rate, **attention)
+        self.drop_path = DropPath(drop_path_rate)
+        self.norm2 = nn.LayerNorm(dim)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio), drop_rate)
+
+    def attend(self, tokens: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
+        """Roll the grid, attend in windows, roll it back.
+
+        Shapes:  tokens  b n d
+                 return  b n d
+        """
+        rows, columns = self.grid
+        shift, mask = self.shift_size, None
+        features = rearrange(tokens, "b (h w) d -> b h w d", h=rows, w=columns)
+        if shift:
+            features = features.roll((-shift, -shift), dims=(1, 2))
+            mask = shift_mask(self.grid, self.window_size, shift, tokens.device)
+        windows = self.attn(to_windows(features, self.window_size), mask)
+        features = from_windows(windows, self.window_size, self.grid)
+        if shift:
+            features = features.roll((shift, shift), dims=(1, 2))
+        return rearrange(features, "b h w d -> b (h w) d")
+
+    def forward(self, tokens: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
+        tokens = tokens + self.drop_path(self.attend(self.norm1(tokens)))
+        return tokens + self.drop_path(self.mlp(self.norm2(tokens)))
+
+
+class PatchMerging(nn.Module):
+    """Join each square of 2x2 tokens to one of twice the width.
+
+    The four lie side by side column by column: (0, 0), (1, 0), (0, 1), (1, 1) as (row, column).
+
+    Shapes:  tokens  b n d     n = rows * columns of ``grid``
+             return  b k e     k = n / 4, e = 2 d
+    Raises:  ValueError if rows or columns are odd
+    Source:  authors' code; the norm is not in the paper
+    """
+
+    def __init__(self, dim: int, *, grid: tuple[int, int]):
+        super().__init__()
+        rows, columns = grid
+        if rows % 2 or columns % 2:
+            raise ValueError(f"a grid of {rows}x{columns} tokens has no squares of 2x2 to merge")
+        self.grid = (rows, columns)
+        self.reduction = nn.Linear(4 * dim, 2 * dim, bias=False)
+        self.norm = nn.LayerNorm(4 * dim)
+
+    def forward(self, tokens: Float[Tensor, "b n d"]) -> Float[Tensor, "b k e"]:
+        squares = rearrange(
+            tokens, "b (h kh w kw) d -> b (h w) (kw kh d)", h=self.grid[0] // 2, w=self.grid[1] // 2, kh=2, kw=2
+        )
+        return self.reduction(self.norm(squares))
