@@ -1,1 +1,1 @@
-"""Six relatives of T2T-ViT: DeiT, TNT, PVT, PVT v2, Swin, PatchConvNet (chapters 18 to 24)."""
+"""Six relatives of T2T-ViT, each under its authors' names: DeiT, TNT, PVT, PVT v2, Swin and PatchConvNet."""

@@ -1,15 +1,17 @@
-"""PVT v2: overlapping patches, a convolution in the MLP, keys and values from 7x7 means (chapter 21; Wang et al. 2022)."""
+"""PVT v2: overlapping patches, a convolution in the MLP, keys and values of 7x7 (chapter 21; Wang et al. 2022)."""
 
 import math
+from collections.abc import Sequence
 
 import torch
-from einops import rearrange, reduce
+from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from t2t_ref.models.backbone import DropPath
-from t2t_ref.models.relatives.pvt import SpatialReductionAttention
-from t2t_ref.models.relatives.pyramid import ConvEmbed
+from t2t_ref.models.classifier import init_weights, remember_arguments
+from t2t_ref.models.relatives.pvt import SpatialReductionAttention, sizes
+from t2t_ref.models.relatives.pyramid import ConvEmbed, Pyramid, check_stages
 
 
 class PooledAttention(SpatialReductionAttention):
@@ -64,7 +66,7 @@ class ConvMlp(nn.Module):
     Source:  paper, Fig. 2; the ReLU is in the authors' code only
     """
 
-    def __init__(self, dim: int, hidden_dim: int, drop_rate: float = 0.0, *, linear: bool = False):
+    def __init__(self, dim: int, hidden_dim: int, *, drop_rate: float = 0.0, linear: bool = False):
         super().__init__()
         self.fc1 = nn.Linear(dim, hidden_dim)
         self.relu = nn.ReLU() if linear else nn.Identity()
@@ -104,13 +106,124 @@ class PVTv2Block(nn.Module):
         if linear:
             self.attn = PooledAttention(dim, num_heads, drop_rate=drop_rate, **attention)
         else:
-            self.attn = SpatialReductionAttention(
-                dim, num_heads, sr_ratio=sr_ratio, drop_rate=drop_rate, **attention
-            )
+            self.attn = SpatialReductionAttention(dim, num_heads, sr_ratio=sr_ratio, drop_rate=drop_rate, **attention)
         self.drop_path = DropPath(drop_path_rate)
         self.norm2 = nn.LayerNorm(dim, eps=1e-6)
-        self.mlp = ConvMlp(dim, int(dim * mlp_ratio), drop_rate, linear=linear)
+        self.mlp = ConvMlp(dim, int(dim * mlp_ratio), drop_rate=drop_rate, linear=linear)
 
     def forward(self, tokens: Float[Tensor, "b n d"], grid: tuple[int, int]) -> Float[Tensor, "b n d"]:
         tokens = tokens + self.drop_path(self.attn(self.norm1(tokens), grid))
         return tokens + self.drop_path(self.mlp(self.norm2(tokens), grid))
+
+
+def init_conv(module: nn.Module) -> None:
+    """Convolutions: normal of variance 2 / (outputs of one input, kernel included), bias 0. Linear layers as elsewhere.
+
+    Source:  authors' code
+    """
+    init_weights(module)
+    if isinstance(module, nn.Conv2d):
+        fan_out = math.prod(module.kernel_size) * module.out_channels // module.groups
+        nn.init.normal_(module.weight, std=math.sqrt(2 / fan_out))
+        nn.init.zeros_(module.bias)
+
+
+class PVTv2(Pyramid):
+    """Pyramid Vision Transformer v2: overlapping patches, no position tables, no class token, a norm after each stage.
+
+    Shapes:  image   b c h w
+             return  b classes   logits; with num_classes=0 the mean of the last tokens, b d
+    Units:   img_size is pixels, an int or (height, width), and says what the model is meant for: it takes any other
+             size, too, unless dynamic_img_size is False. patch_size is the authors' and changes nothing; linear=True
+             pools keys and values to 7x7, whatever sr_ratios says
+    Raises:  ValueError for a wrong number of channels or stages, an image too small for sr_ratios
+    Source:  paper; ``PyramidVisionTransformerV2`` of the authors' code, with the same state-dict names
+    """
+
+    @remember_arguments
+    def __init__(
+        self,
+        img_size: int | tuple[int, int] = 224,
+        patch_size: int = 16,
+        in_chans: int = 3,
+        num_classes: int = 1000,
+        embed_dims: Sequence[int] = (64, 128, 256, 512),
+        num_heads: Sequence[int] = (1, 2, 4, 8),
+        mlp_ratios: Sequence[int | float] = (4, 4, 4, 4),
+        qkv_bias: bool = False,
+        qk_scale: float | None = None,
+        drop_rate: float = 0.0,
+        attn_drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        depths: Sequence[int] = (3, 4, 6, 3),
+        sr_ratios: Sequence[int] = (8, 4, 2, 1),
+        num_stages: int = 4,
+        linear: bool = False,
+        dynamic_img_size: bool = True,
+    ):
+        super().__init__(img_size, num_classes, dynamic_img_size)
+        check_stages(
+            num_stages,
+            embed_dims=embed_dims,
+            num_heads=num_heads,
+            mlp_ratios=mlp_ratios,
+            depths=depths,
+            sr_ratios=sr_ratios,
+        )
+        self.embed_dim = self.num_features = embed_dims[-1]
+        self.reductions = (1, 1, 1, 1) if linear else tuple(sr_ratios)
+
+        rates = iter(torch.linspace(0, drop_path_rate, sum(depths), device="cpu").tolist())
+        for stage, dim in enumerate(embed_dims):
+            below, kernel, stride = (embed_dims[stage - 1], 3, 2) if stage else (in_chans, 7, 4)
+            embed = ConvEmbed(below, dim, kernel=kernel, stride=stride, padding=kernel // 2)
+            blocks = nn.ModuleList(
+                PVTv2Block(
+                    dim,
+                    num_heads[stage],
+                    mlp_ratio=mlp_ratios[stage],
+                    sr_ratio=sr_ratios[stage],
+                    linear=linear,
+                    qkv_bias=qkv_bias,
+                    qk_scale=qk_scale,
+                    drop_rate=drop_rate,
+                    attn_drop_rate=attn_drop_rate,
+                    drop_path_rate=next(rates),
+                )
+                for _ in range(depths[stage])
+            )
+            self.add_module(f"patch_embed{stage + 1}", embed)
+            self.add_module(f"block{stage + 1}", blocks)
+            self.add_module(f"norm{stage + 1}", nn.LayerNorm(dim, eps=1e-6))
+        self.norm = nn.Identity()  # each stage has its own
+        self.head = self.make_head()
+        self.grids = self.grids_of(self.img_size)
+        self.apply(init_conv)
+
+    def run_stage(self, stage: int, below: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n d"]:
+        """One stage, counted from 0: embedding, blocks, norm.
+
+        Shapes:  below   b c h w    the image, or the stage below laid out as one
+                 return  b n d
+        """
+        embed, blocks = getattr(self, f"patch_embed{stage + 1}"), getattr(self, f"block{stage + 1}")
+        grid = embed.grid_size((below.shape[-2], below.shape[-1]))
+        tokens = embed(below)
+        for block in blocks:
+            tokens = block(tokens, grid)
+        return getattr(self, f"norm{stage + 1}")(tokens)
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of the parameters that weight decay should leave alone, beside biases and norms: none."""
+        return set()
+
+
+VARIANTS = {
+    "pvt_v2_b0": (PVTv2, sizes((2, 2, 2, 2), embed_dims=(32, 64, 160, 256))),
+    "pvt_v2_b1": (PVTv2, sizes((2, 2, 2, 2))),
+    "pvt_v2_b2": (PVTv2, sizes((3, 4, 6, 3))),
+    "pvt_v2_b2_li": (PVTv2, sizes((3, 4, 6, 3), linear=True)),
+    "pvt_v2_b3": (PVTv2, sizes((3, 4, 18, 3))),
+    "pvt_v2_b4": (PVTv2, sizes((3, 8, 27, 3))),
+    "pvt_v2_b5": (PVTv2, sizes((3, 6, 40, 3), mlp_ratios=(4, 4, 4, 4))),
+}

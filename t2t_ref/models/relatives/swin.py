@@ -1,13 +1,17 @@
 """Swin: attention in windows of 7x7 tokens, which every second block moves (chapter 22; Liu et al. 2021)."""
 
+import math
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
-from einops import rearrange, reduce, repeat
+from einops import rearrange, repeat
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from t2t_ref.models.backbone import DropPath, Mlp
-from t2t_ref.models.relatives.pyramid import ConvEmbed
+from t2t_ref.models.backbone import Attention, DropPath, Mlp
+from t2t_ref.models.classifier import init_weights, remember_arguments
+from t2t_ref.models.relatives.pyramid import ConvEmbed, Pyramid
 
 
 def to_windows(features: Float[Tensor, "b h w d"], window_size: tuple[int, int]) -> Float[Tensor, "windows n d"]:
@@ -62,52 +66,22 @@ def shift_mask(
     return rearrange(region, "windows q -> windows q 1") != rearrange(region, "windows k -> windows 1 k")
 
 
-class WindowAttention(nn.Module):
-    """Multi-head self-attention inside each window, with a learned bias for each offset of two tokens.
+class WindowAttention(Attention):
+    """Self-attention inside each window, with a learned bias for each offset of two tokens.
 
     Shapes:  windows  windows n d    windows = those of all images, of one image side by side
              mask     s q k          of one image; true where there shall be no attention
              return   windows n d
-    Units:   window_size is (rows, columns) of tokens; qk_scale multiplies the scores, None means head_dim ** -0.5
-    Raises:  ValueError if num_heads does not divide dim
+    Units:   window_size is (rows, columns) of tokens; options are those of
+             :class:`~t2t_ref.models.backbone.Attention`
     Source:  paper, Eq. (4); authors' code
     """
 
-    def __init__(
-        self,
-        dim: int,
-        num_heads: int,
-        *,
-        window_size: tuple[int, int],
-        qkv_bias: bool = True,
-        qk_scale: float | None = None,
-        drop_rate: float = 0.0,
-        attn_drop_rate: float = 0.0,
-    ):
-        super().__init__()
-        if dim % num_heads:
-            raise ValueError(f"{num_heads} heads do not divide a width of {dim}")
-        self.num_heads = num_heads
+    def __init__(self, dim: int, num_heads: int, *, window_size: tuple[int, int], qkv_bias: bool = True, **options):
+        super().__init__(dim, num_heads, qkv_bias=qkv_bias, **options)
         self.window_size = kh, kw = window_size
-        self.scale = (dim // num_heads) ** -0.5 if qk_scale is None else qk_scale
-        self.attn_drop_rate = attn_drop_rate
-        self.relative_position_bias_table = nn.Parameter(torch.zeros((2 * kh - 1) * (2 * kw - 1), num_heads))
-        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
-        self.proj = nn.Linear(dim, dim)
-        self.proj_drop = nn.Dropout(drop_rate)
-        nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
-
-    def split_heads(
-        self, windows: Float[Tensor, "windows n d"]
-    ) -> tuple[Float[Tensor, "windows g n e"], Float[Tensor, "windows g n e"], Float[Tensor, "windows g n e"]]:
-        """Queries, keys and values, one set for each of the g heads.
-
-        Shapes:  windows  windows n d
-                 return   (windows g n e, windows g n e, windows g n e)    e = d / g, the width of a head
-        """
-        qkv = rearrange(self.qkv(windows), "windows n (three g e) -> three windows g n e", three=3, g=self.num_heads)
-        queries, keys, values = qkv
-        return queries, keys, values
+        table = torch.zeros((2 * kh - 1) * (2 * kw - 1), num_heads)
+        self.relative_position_bias_table = nn.Parameter(nn.init.trunc_normal_(table, std=0.02))
 
     def bias(self, mask: Bool[Tensor, "s q k"] | None) -> Float[Tensor, "s g q k"]:
         """What is added to the scores: the bias of each offset, and -100 where the mask forbids attention.
@@ -179,7 +153,7 @@ class SwinBlock(nn.Module):
         self.attn = WindowAttention(dim, num_heads, window_size=self.window_size, drop_rate=drop_rate, **attention)
         self.drop_path = DropPath(drop_path_rate)
         self.norm2 = nn.LayerNorm(dim)
-        self.mlp = Mlp(dim, int(dim * mlp_ratio), drop_rate)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio), drop_rate=drop_rate)
 
     def attend(self, tokens: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
         """Roll the grid, attend in windows, roll it back.
@@ -229,3 +203,124 @@ class PatchMerging(nn.Module):
             tokens, "b (h kh w kw) d -> b (h w) (kw kh d)", h=self.grid[0] // 2, w=self.grid[1] // 2, kh=2, kw=2
         )
         return self.reduction(self.norm(squares))
+
+
+class Swin(Pyramid):
+    """Swin Transformer: stages of window attention with patch merging in between.
+
+    Shapes:  image   b c h w
+             return  b classes   logits; with num_classes=0 the mean of the last tokens, b d
+    Units:   img_size is pixels, an int or (height, width); window_size is tokens; ape adds a learned position table,
+             patch_norm a norm behind the patch embedding; lists have a number for each stage
+    Raises:  ValueError for a wrong number of channels, an image of another size than img_size, and for an img_size
+             whose grids the windows do not tile, or that has no squares of 2x2 tokens to merge
+    Source:  paper, Sec. 3; ``SwinTransformer`` of the authors' code, with the same state-dict names, but that index
+             and mask of the windows are computed in the forward
+    """
+
+    @remember_arguments
+    def __init__(
+        self,
+        img_size: int | tuple[int, int] = 224,
+        patch_size: int = 4,
+        in_chans: int = 3,
+        num_classes: int = 1000,
+        embed_dim: int = 96,
+        depths: Sequence[int] = (2, 2, 6, 2),
+        num_heads: Sequence[int] = (3, 6, 12, 24),
+        window_size: int = 7,
+        mlp_ratio: float = 4.0,
+        qkv_bias: bool = True,
+        qk_scale: float | None = None,
+        drop_rate: float = 0.0,
+        attn_drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        ape: bool = False,
+        patch_norm: bool = True,
+    ):
+        super().__init__(img_size, num_classes)
+        if len(depths) != len(num_heads):
+            raise ValueError(f"depths {tuple(depths)} and num_heads {tuple(num_heads)} differ in the number of stages")
+        self.embed_dim = embed_dim
+        self.reductions = (1,) * len(depths)
+        self.num_features = embed_dim * 2 ** (len(depths) - 1)
+
+        self.patch_embed = ConvEmbed(in_chans, embed_dim, kernel=patch_size, stride=patch_size, patch_norm=patch_norm)
+        self.grids = self.grids_of(self.img_size)
+        self.pos_drop = nn.Dropout(drop_rate)
+        self.absolute_pos_embed = None
+        if ape:
+            table = nn.Parameter(torch.zeros(1, math.prod(self.grids[0]), embed_dim))
+            self.absolute_pos_embed = nn.init.trunc_normal_(table, std=0.02)
+
+        rates = iter(torch.linspace(0, drop_path_rate, sum(depths), device="cpu").tolist())
+        self.layers = nn.ModuleList()
+        for stage, grid in enumerate(self.grids):
+            dim = embed_dim * 2**stage
+            blocks = nn.ModuleList(
+                SwinBlock(
+                    dim,
+                    num_heads[stage],
+                    grid=grid,
+                    window_size=window_size,
+                    shift_size=window_size // 2 if index % 2 else 0,
+                    mlp_ratio=mlp_ratio,
+                    qkv_bias=qkv_bias,
+                    qk_scale=qk_scale,
+                    drop_rate=drop_rate,
+                    attn_drop_rate=attn_drop_rate,
+                    drop_path_rate=next(rates),
+                )
+                for index in range(depths[stage])
+            )
+            layer = nn.ModuleDict({"blocks": blocks})
+            if stage + 1 < len(depths):
+                layer["downsample"] = PatchMerging(dim, grid=grid)
+            self.layers.append(layer)
+        self.norm = nn.LayerNorm(self.num_features)
+        self.head = self.make_head()
+        self.apply(init_weights)
+
+    def run_stage(self, stage: int, below: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n d"]:
+        """One stage, counted from 0: patch embedding and position table, or merging; then the blocks.
+
+        Shapes:  below   b c h w    the image, or the stage below laid out as one
+                 return  b n d
+        """
+        if stage == 0:
+            tokens = self.patch_embed(below)
+            if self.absolute_pos_embed is not None:
+                tokens = tokens + self.absolute_pos_embed
+            tokens = self.pos_drop(tokens)
+        else:
+            tokens = self.layers[stage - 1]["downsample"](rearrange(below, "b d h w -> b (h w) d"))
+        for block in self.layers[stage]["blocks"]:
+            tokens = block(tokens)
+        return tokens
+
+    def check_image(self, image: Float[Tensor, "b c h w"]) -> None:
+        """Refuse an image that this model cannot take, and say what it takes.
+
+        Raises:  ValueError for another number of axes, or another size than img_size: the windows fit that alone
+        """
+        if image.ndim == 4 and (image.shape[-2], image.shape[-1]) != self.img_size:
+            (h, w), expected = image.shape[-2:], "x".join(map(str, self.img_size))
+            raise ValueError(f"the image is {h}x{w} pixels, the windows of this model were laid out for {expected}")
+        super().check_image(image)
+
+    def grids_of(self, size: tuple[int, int]) -> list[tuple[int, int]]:
+        """(rows, columns) of the tokens of every stage, for an image of (h, w) pixels."""
+        rows, columns = self.patch_embed.grid_size(size)
+        return [(rows >> stage, columns >> stage) for stage in range(self.depth)]
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of the parameters that weight decay should leave alone, beside biases and norms."""
+        spared = ("absolute_pos_embed", "relative_position_bias_table")
+        return {name for name, _ in self.named_parameters() if name.endswith(spared)}
+
+
+VARIANTS = {
+    "swin_tiny_patch4_window7_224": (Swin, dict(embed_dim=96, depths=(2, 2, 6, 2), num_heads=(3, 6, 12, 24))),
+    "swin_small_patch4_window7_224": (Swin, dict(embed_dim=96, depths=(2, 2, 18, 2), num_heads=(3, 6, 12, 24))),
+    "swin_base_patch4_window7_224": (Swin, dict(embed_dim=128, depths=(2, 2, 18, 2), num_heads=(4, 8, 16, 32))),
+}

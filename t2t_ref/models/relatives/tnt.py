@@ -1,13 +1,16 @@
 """TNT: every patch is an image of its own, with a small transformer inside (chapter 19; Han et al. 2021)."""
 
+from collections.abc import Iterator
+from functools import partial
+
 import torch
-import torch.nn.functional as F
 from einops import rearrange, reduce, repeat
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from t2t_ref.models.backbone import DropPath, Mlp
-from t2t_ref.models.soft_split import grid_size
+from t2t_ref.models.backbone import Attention, DropPath, Mlp
+from t2t_ref.models.classifier import TokenClassifier, init_weights, remember_arguments
+from t2t_ref.models.soft_split import check_channels, grid_size
 
 
 class PixelEmbed(nn.Module):
@@ -41,43 +44,24 @@ class PixelEmbed(nn.Module):
         return grid_size(size, self.patch_size, self.patch_size, 0)
 
     def forward(self, image: Float[Tensor, "b c h w"]) -> Float[Tensor, "patches words e"]:
-        if image.shape[1] != self.in_chans:
-            raise ValueError(f"the image has {image.shape[1]} channels, expected in_chans={self.in_chans}")
+        check_channels(image, self.in_chans)
         self.grid_size((image.shape[-2], image.shape[-1]))  # refuses what the patches do not tile
         patches = rearrange(image, "b c (h kh) (w kw) -> (b h w) c kh kw", kh=self.patch_size, kw=self.patch_size)
         return rearrange(self.proj(patches), "patches e h w -> patches (h w) e")
 
 
-class TNTAttention(nn.Module):
-    """Multi-head self-attention with one linear layer for queries and keys, and another for values.
+class TNTAttention(Attention):
+    """Self-attention with one linear layer for queries and keys, and another for values.
 
     Shapes:  tokens  b n d
              return  b n d
-    Units:   qk_scale multiplies the scores; None means head_dim ** -0.5
-    Raises:  ValueError if num_heads does not divide dim
     Source:  authors' code
     """
 
-    def __init__(
-        self,
-        dim: int,
-        num_heads: int,
-        *,
-        qkv_bias: bool = False,
-        qk_scale: float | None = None,
-        drop_rate: float = 0.0,
-        attn_drop_rate: float = 0.0,
-    ):
-        super().__init__()
-        if dim % num_heads:
-            raise ValueError(f"{num_heads} heads do not divide a width of {dim}")
-        self.num_heads = num_heads
-        self.scale = (dim // num_heads) ** -0.5 if qk_scale is None else qk_scale
-        self.attn_drop_rate = attn_drop_rate
-        self.qk = nn.Linear(dim, 2 * dim, bias=qkv_bias)
-        self.v = nn.Linear(dim, dim, bias=qkv_bias)
-        self.proj = nn.Linear(dim, dim)
-        self.proj_drop = nn.Dropout(drop_rate)
+    def make_qkv(self, dim: int, *, bias: bool) -> None:
+        """Make the layers that ``split_heads`` uses."""
+        self.qk = nn.Linear(dim, 2 * dim, bias=bias)
+        self.v = nn.Linear(dim, dim, bias=bias)
 
     def split_heads(
         self, tokens: Float[Tensor, "b n d"]
@@ -91,13 +75,6 @@ class TNTAttention(nn.Module):
         values = rearrange(self.v(tokens), "b n (g e) -> b g n e", g=self.num_heads)
         return queries, keys, values
 
-    def forward(self, tokens: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
-        queries, keys, values = self.split_heads(tokens)
-        mixed = F.scaled_dot_product_attention(
-            queries, keys, values, dropout_p=self.attn_drop_rate if self.training else 0.0, scale=self.scale
-        )
-        return self.proj_drop(self.proj(rearrange(mixed, "b g n e -> b n (g e)")))
-
 
 class TanhGate(nn.Module):
     """Weigh the channels by gates between -1 and 1, made from the mean over all tokens. No released model has it.
@@ -110,9 +87,7 @@ class TanhGate(nn.Module):
     def __init__(self, dim: int):
         super().__init__()
         hidden = dim // 4
-        self.fc = nn.Sequential(
-            nn.LayerNorm(dim), nn.Linear(dim, hidden), nn.ReLU(), nn.Linear(hidden, dim), nn.Tanh()
-        )
+        self.fc = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, hidden), nn.ReLU(), nn.Linear(hidden, dim), nn.Tanh())
 
     def forward(self, tokens: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
         return tokens * self.fc(reduce(tokens, "b n d -> b 1 d", "mean"))
@@ -149,7 +124,7 @@ class TNTBlock(nn.Module):
         self.inner_norm1 = nn.LayerNorm(inner_dim)
         self.inner_attn = TNTAttention(inner_dim, inner_num_heads, **options)
         self.inner_norm2 = nn.LayerNorm(inner_dim)
-        self.inner_mlp = Mlp(inner_dim, int(inner_dim * mlp_ratio), drop_rate)
+        self.inner_mlp = Mlp(inner_dim, int(inner_dim * mlp_ratio), drop_rate=drop_rate)
 
         self.proj_norm1 = nn.LayerNorm(num_words * inner_dim)
         self.proj = nn.Linear(num_words * inner_dim, outer_dim, bias=False)
@@ -159,7 +134,7 @@ class TNTBlock(nn.Module):
         self.outer_attn = TNTAttention(outer_dim, outer_num_heads, **options)
         self.drop_path = DropPath(drop_path_rate)
         self.outer_norm2 = nn.LayerNorm(outer_dim)
-        self.outer_mlp = Mlp(outer_dim, int(outer_dim * mlp_ratio), drop_rate)
+        self.outer_mlp = Mlp(outer_dim, int(outer_dim * mlp_ratio), drop_rate=drop_rate)
         self.se_layer = TanhGate(outer_dim) if se > 0 else None
 
     def forward(
@@ -178,3 +153,136 @@ class TNTBlock(nn.Module):
         if self.se_layer is not None:
             change = change + self.se_layer(change)
         return words, sentences + self.drop_path(change)
+
+
+class TNT(TokenClassifier):
+    """Transformer in Transformer: words inside patches, sentences for patches.
+
+    Shapes:  image   b c h w
+             return  b classes   logits; with num_classes=0 the class feature, b d
+    Units:   as :class:`ViT`; outer_dim is the width of a sentence, inner_dim of a word, inner_stride the pixels from
+             one word to the next; se > 0 adds :class:`TanhGate`
+    Raises:  ValueError for a wrong number of channels, a size that the patches do not tile, a size other than img_size
+             unless dynamic_img_size resizes the position table of the sentences to it
+    Source:  Han et al. 2021; ``TNT`` of the authors' code, with the same state-dict names. Their ``outer_tokens``,
+             zeros that were once the sentences' start, is kept, frozen and never read
+    """
+
+    @remember_arguments
+    def __init__(
+        self,
+        img_size: int | tuple[int, int] = 224,
+        patch_size: int = 16,
+        in_chans: int = 3,
+        num_classes: int = 1000,
+        outer_dim: int = 768,
+        inner_dim: int = 48,
+        depth: int = 12,
+        outer_num_heads: int = 12,
+        inner_num_heads: int = 4,
+        mlp_ratio: float = 4.0,
+        qkv_bias: bool = False,
+        qk_scale: float | None = None,
+        drop_rate: float = 0.0,
+        attn_drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        inner_stride: int = 4,
+        se: int = 0,
+        dynamic_img_size: bool = False,
+    ):
+        super().__init__(img_size, num_classes, dynamic_img_size)
+        self.embed_dim = self.num_features = outer_dim
+
+        self.patch_embed = PixelEmbed(patch_size, in_chans, inner_dim, inner_stride)
+        num_words = self.patch_embed.num_words
+        self.grid = rows, columns = self.grid_of(self.img_size)
+        self.proj_norm1 = nn.LayerNorm(num_words * inner_dim)
+        self.proj = nn.Linear(num_words * inner_dim, outer_dim)
+        self.proj_norm2 = nn.LayerNorm(outer_dim)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, outer_dim))
+        self.outer_tokens = nn.Parameter(torch.zeros(1, rows * columns, outer_dim), requires_grad=False)
+        self.outer_pos = nn.Parameter(torch.zeros(1, 1 + rows * columns, outer_dim))
+        self.inner_pos = nn.Parameter(torch.zeros(1, num_words, inner_dim))
+        self.pos_drop = nn.Dropout(drop_rate)
+        block = partial(
+            TNTBlock,
+            inner_dim=inner_dim,
+            outer_num_heads=outer_num_heads,
+            inner_num_heads=inner_num_heads,
+            num_words=num_words,
+            mlp_ratio=mlp_ratio,
+            qkv_bias=qkv_bias,
+            qk_scale=qk_scale,
+            drop_rate=drop_rate,
+            attn_drop_rate=attn_drop_rate,
+            se=se,
+        )
+        self.blocks = self.make_blocks(block, depth, drop_path_rate)
+        self.norm = nn.LayerNorm(outer_dim)
+        self.head = self.make_head()
+
+        for learned in (self.cls_token, self.outer_pos, self.inner_pos):
+            nn.init.trunc_normal_(learned, std=0.02)
+        self.apply(init_weights)
+
+    def embed(self, image: Float[Tensor, "b c h w"]) -> tuple[Float[Tensor, "patches words e"], Float[Tensor, "b n d"]]:
+        """Image to the words and the sentences that enter the first block.
+
+        Shapes:  image   b c h w
+                 return  (patches words e, b n d)    n counts the class token, which is row 0
+        """
+        self.check_image(image)
+        words = self.patch_embed(image) + self.inner_pos
+        flat = rearrange(words, "(b n) words e -> b n (words e)", b=image.shape[0])
+        sentences = self.proj_norm2(self.proj(self.proj_norm1(flat)))
+        cls_tokens = repeat(self.cls_token, "1 1 d -> b 1 d", b=image.shape[0])
+        sentences = torch.cat([cls_tokens, sentences], dim=1)
+        return words, self.pos_drop(sentences + self.position_table(image))
+
+    def forward_features(self, image: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n d"]:
+        """Image to sentences after the last norm.
+
+        Shapes:  image   b c h w
+                 return  b n d     n counts the class token, which is row 0
+        """
+        words, sentences = self.embed(image)
+        for block in self.blocks:
+            words, sentences = block(words, sentences)
+        return self.norm(sentences)
+
+    def block_outputs(
+        self, image: Float[Tensor, "b c h w"]
+    ) -> Iterator[tuple[Float[Tensor, "b n d"], tuple[int, int]]]:
+        """The sentences after each block in turn, class token first, and their grid, (rows, columns)."""
+        (words, sentences), grid = self.embed(image), self.grid_of((image.shape[-2], image.shape[-1]))
+        for block in self.blocks:
+            words, sentences = block(words, sentences)
+            yield sentences, grid
+
+    def grid_of(self, size: tuple[int, int]) -> tuple[int, int]:
+        """(rows, columns) of the patches of an image of (h, w) pixels."""
+        return self.patch_embed.grid_size(size)
+
+    def position_table(self, image: Float[Tensor, "b c h w"]) -> Float[Tensor, "1 n d"]:
+        """The position table of the sentences for the grid of this image: the trained one, or resized.
+
+        Shapes:  image   b c h w
+                 return  1 n d     n counts the class token, which is row 0
+        """
+        grid = self.grid_of((image.shape[-2], image.shape[-1]))
+        return self.resize_table("outer_pos", self.outer_pos, self.grid, grid)
+
+    def position_tables(self, size: tuple[int, int] | None = None) -> dict[str, tuple[int, int]]:
+        """The table of the sentences and its (rows, columns): at this model's size, or at another."""
+        return {"outer_pos": self.grid if size is None else self.grid_of(size)}
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of the parameters that weight decay should leave alone, beside biases and norms."""
+        return {"cls_token", "outer_pos", "inner_pos"}
+
+
+VARIANTS = {
+    "tnt_ti_patch16_224": (TNT, dict(outer_dim=192, inner_dim=12, outer_num_heads=3, inner_num_heads=2)),  # paper only
+    "tnt_s_patch16_224": (TNT, dict(outer_dim=384, inner_dim=24, outer_num_heads=6, inner_num_heads=4)),
+    "tnt_b_patch16_224": (TNT, dict(outer_dim=640, inner_dim=40, outer_num_heads=10, inner_num_heads=4)),
+}

@@ -10,10 +10,9 @@ import numpy as np
 import pytest
 import torch
 from einops import rearrange
-from torch import nn
 
 from t2t_ref.models.backbone import Block
-from t2t_ref.models.relatives import deit, patch_convnet, pvt, pvt_v2, pyramid, swin, tnt
+from t2t_ref.models.relatives import patch_convnet, pvt, pvt_v2, pyramid, swin, tnt
 from t2t_ref.models.vit import PatchEmbed
 
 FOLDER = Path(__file__).resolve().parents[2] / "goldens" / "relatives"
