@@ -102,7 +102,7 @@ def feature_maps(model: nn.Module, image: Float[Tensor, "b c h w"]) -> dict[str,
     """
     h, w = image.shape[-2:]
     if isinstance(model, T2TViT | ViT):
-        grids = {"into blocks.0": model.token_grid((h, w))}
+        grids = {"into blocks.0": model.grid_of((h, w))}
         grids |= {f"blocks.{i}": grids["into blocks.0"] for i in range(len(model.blocks))}
         if isinstance(model, T2TViT):
             module, grid, early = model.tokens_to_token, (h, w), {}

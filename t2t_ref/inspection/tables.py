@@ -376,10 +376,10 @@ def token_attention_maps(model: nn.Module, image: Float[Tensor, "b c h w"]) -> l
         for name, layer in layers.items():
             tokens = seen[f"{name}.norm1"]
             if isinstance(layer, TokenPerformer):
-                keys, queries, _ = layer.kqv(tokens).chunk(3, dim=-1)
+                keys, queries, _ = rearrange(layer.kqv(tokens), "b n (three e) -> three b n e", three=3)
                 maps.append(performer_weights(queries, keys, layer.w, layer.epsilon))
             else:
-                queries, keys, _ = layer.attn.qkv(tokens).chunk(3, dim=-1)
+                queries, keys, _ = rearrange(layer.attn.qkv(tokens), "b n (three e) -> three b n e", three=3)
                 scores = einsum(queries, keys, "b q e, b k e -> b q k") * layer.attn.scale
                 maps.append(scores.softmax(dim=-1))
     return maps

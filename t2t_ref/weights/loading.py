@@ -405,7 +405,7 @@ def stored_grid(
             raise ValueError(f"grid is {grid[0]}x{grid[1]} = {math.prod(grid)}, the stored table has {cells} positions")
         return tuple(grid)
     with suppress(KeyError, TypeError, ValueError):  # not written down, or nonsense
-        written = model.token_grid(pair(recorded["img_size"]))
+        written = model.grid_of(pair(recorded["img_size"]))
         if math.prod(written) == cells:
             return written
     if side * side == cells:
