@@ -80,7 +80,7 @@ class PVTBlock(nn.Module):
         dim: int,
         num_heads: int,
         *,
-        mlp_ratio: float = 4.0,
+        mlp_ratio: int | float = 4.0,
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
         **attention,

@@ -94,7 +94,7 @@ class PVTv2Block(nn.Module):
         dim: int,
         num_heads: int,
         *,
-        mlp_ratio: float = 4.0,
+        mlp_ratio: int | float = 4.0,
         sr_ratio: int = 1,
         linear: bool = False,
         drop_rate: float = 0.0,

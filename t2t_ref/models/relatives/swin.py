@@ -242,6 +242,7 @@ class Swin(Pyramid):
         if len(depths) != len(num_heads):
             raise ValueError(f"depths {tuple(depths)} and num_heads {tuple(num_heads)} differ in the number of stages")
         self.embed_dim = embed_dim
+        self.window_size = window_size
         self.reductions = (1,) * len(depths)
         self.num_features = embed_dim * 2 ** (len(depths) - 1)
 
@@ -312,6 +313,27 @@ class Swin(Pyramid):
         """(rows, columns) of the tokens of every stage, for an image of (h, w) pixels."""
         rows, columns = self.patch_embed.grid_size(size)
         return [(rows >> stage, columns >> stage) for stage in range(self.depth)]
+
+    def position_tables(self, size: tuple[int, int] | None = None) -> dict[str, tuple[int, int]]:
+        """The bias table of every block and its (rows, columns) of offsets, and the position table if there is one."""
+        grids = self.grids if size is None else self.grids_of(size)
+        tables = {} if self.absolute_pos_embed is None else {"absolute_pos_embed": grids[0]}
+        for stage, grid in enumerate(grids):
+            side = 2 * min(self.window_size, *grid) - 1
+            for block, _ in enumerate(self.layers[stage]["blocks"]):
+                tables[f"layers.{stage}.blocks.{block}.attn.relative_position_bias_table"] = (side, side)
+        return tables
+
+    def resize_table(self, name: str, table: Tensor, grid: tuple[int, int], new_grid: tuple[int, int]) -> Tensor:
+        """A table fitted to another grid, bicubically, or a bias table to other windows, head by head.
+
+        Raises:  ValueError if ``grid`` does not fit the table
+        Source:  authors' loader, for the bias tables
+        """
+        if name == "absolute_pos_embed":
+            return super().resize_table(name, table, grid, new_grid)
+        table = super().resize_table(name, rearrange(table, "n g -> 1 n g"), grid, new_grid)
+        return rearrange(table, "1 n g -> n g")
 
     def no_weight_decay(self) -> set[str]:
         """Names of the parameters that weight decay should leave alone, beside biases and norms."""

@@ -11,8 +11,9 @@ import pytest
 import torch
 from einops import rearrange
 
+from t2t_ref import count_parameters
 from t2t_ref.models.backbone import Block
-from t2t_ref.models.relatives import patch_convnet, pvt, pvt_v2, pyramid, swin, tnt
+from t2t_ref.models.relatives import deit, patch_convnet, pvt, pvt_v2, pyramid, swin, tnt
 from t2t_ref.models.vit import PatchEmbed
 
 FOLDER = Path(__file__).resolve().parents[2] / "goldens" / "relatives"
@@ -103,7 +104,7 @@ def tapped(model, names, run):
 
 PIECES = {  # file: the module, what it is called with after its tensors, the files' names of inner modules and ours
     "deit_patch_embed": (lambda: PatchEmbed(8, 3, 12), (), {}),
-    "deit_block": (lambda: make_deit_block(24, 3), (), {}),
+    "deit_block": (lambda: Block(24, 3, 2.0, qkv_bias=True, norm_eps=1e-6), (), {}),
     "tnt_patch_embed": (lambda: tnt.PixelEmbed(8, 3, 6, 2), (), {}),
     "tnt_attention": (lambda: tnt.TNTAttention(24, 3), (), {}),
     "tnt_block": (
@@ -135,10 +136,6 @@ PIECES = {  # file: the module, what it is called with after its tensors, the fi
     "patchconvnet_class_attention": (lambda: patch_convnet.AggregationBlock(16, 2, qkv_bias=True), (), {}),
 }
 OUTPUTS = {"tnt_block": ("inner_output", "outer_output")}
-
-
-def make_deit_block(dim, num_heads):
-    return Block(dim, num_heads, mlp_ratio=2.0, qkv_bias=True)
 
 
 @pytest.mark.parametrize("name", PIECES)
@@ -179,3 +176,156 @@ def test_piece(name):
         single = fill(module, torch.float32)(*(tensor.detach().float() for tensor in inputs), *arguments)
     for output, alone in zip(outputs, single if isinstance(single, tuple) else (single,), strict=True):
         assert (output.detach() - alone.double()).abs().max() < 2e-5
+
+
+def test_distillation_loss():
+    record = read("piece_deit_distillation_loss")
+    teacher, labels = 2 * noise(4, 10, seed=3), torch.tensor(record["input"]["labels"])
+    for case in record["cases"]:
+        logits = noise(4, 10, seed=1).requires_grad_()
+        distillation_logits = noise(4, 10, seed=2).requires_grad_()
+        options = {key: case[key] for key in ("distillation_type", "alpha", "tau")}
+        loss = deit.distillation_loss(logits, distillation_logits, labels, teacher, **options)
+        loss.backward()
+        torch.testing.assert_close(loss.item(), case["loss"], atol=1e-9, rtol=1e-9)
+        agrees(logits.grad, case["grad_class"])
+        if "grad_distillation" in case:
+            agrees(distillation_logits.grad, case["grad_distillation"])
+        else:
+            assert distillation_logits.grad is None
+        shares = torch.nn.functional.one_hot(labels, 10).double()  # labels as shares of each class
+        same = deit.distillation_loss(logits, distillation_logits, shares, teacher, **options)
+        torch.testing.assert_close(same, loss)
+
+
+def test_position_tables_resized():
+    """Two rows in front kept and bicubic (DeiT), one row kept and bilinear (PVT), bias tables head by head (Swin)."""
+    with torch.device("meta"):
+        distilled, pyramid_, windowed = (
+            create_model(name)
+            for name in ("deit_tiny_distilled_patch16_224", "pvt_tiny", "swin_tiny_patch4_window7_224")
+        )
+    record = read("piece_deit_resize_pos_embed")
+    resized = distilled.resize_table("pos_embed", 0.2 * noise(1, 198, 24, seed=1), (14, 14), (24, 24))
+    agrees(resized, record["output"])
+    for row in (300, 577):
+        expected = torch.tensor(record["output"][f"row_{row}_first6"], dtype=torch.float64)
+        torch.testing.assert_close(resized[0, row, :6], expected, atol=1e-9, rtol=0)
+
+    record = read("piece_pvt_resize_pos_embed")
+    table = 0.2 * noise(1, 17, 12, seed=1)
+    resized = pyramid_.resize_table("pos_embed4", table, (4, 4), (4, 6))
+    agrees(resized, record["output"])
+    expected = torch.tensor(record["output"]["row_7_first6"], dtype=torch.float64)
+    torch.testing.assert_close(resized[0, 7, :6], expected, atol=1e-9, rtol=0)
+    without_class_row = pyramid_.resize_table("pos_embed1", table[:, 1:], (4, 4), (4, 6))
+    assert torch.equal(without_class_row, resized[:, 1:])
+
+    record = read("piece_swin_resize_bias_table")
+    name = "layers.0.blocks.0.attn.relative_position_bias_table"
+    assert windowed.position_tables()[name] == (13, 13)
+    resized = windowed.resize_table(name, 0.5 * noise(169, 3, seed=1), (13, 13), (23, 23))
+    agrees(resized, record["output"])
+    for row, key in ((0, "row_0"), (264, "row_264_centre"), (528, "row_528")):
+        expected = torch.tensor(record["output"][key], dtype=torch.float64)
+        torch.testing.assert_close(resized[row], expected, atol=1e-9, rtol=0)
+
+
+def test_windows():
+    """Whole numbers: which token is in which window, which offset has which row, which pairs are masked."""
+    record = read("piece_swin_windows")
+    grid = rearrange(torch.arange(96.0), "(h w) -> 1 h w 1", h=8)
+    for key, features in (("partition", grid), ("shift_2_then_partition", grid.roll((-2, -2), dims=(1, 2)))):
+        windows = swin.to_windows(features, (4, 4))
+        for name, expected in record[key].items():
+            if name.startswith("window_") and name != "window_size":
+                window = rearrange(windows[int(name[7:])], "(kh kw) 1 -> kh kw", kh=4)
+                assert window.tolist() == expected
+        assert torch.equal(swin.from_windows(windows, (4, 4), (8, 12)), features)
+
+    assert swin.relative_position_index((2, 3)).tolist() == record["relative_position_index_2x3"]
+    index, expected = swin.relative_position_index((7, 7)), record["relative_position_index_7x7"]
+    assert list(index.shape) == expected["shape"] and index[0].tolist() == expected["row_0"]
+    assert set(index.diagonal().tolist()) == {expected["diagonal"]} and index.sum() == expected["sum"]
+
+    mask, expected = swin.shift_mask((8, 12), (4, 4), 2), record["attn_mask_8x12_window4_shift2"]
+    assert list(mask.shape) == expected["shape"]
+    assert mask.sum(dim=(1, 2)).tolist() == expected["masked_per_window"]
+    for window in (2, 5):
+        assert (-100.0 * mask[window, 0]).tolist() == expected[f"window_{window}_row_0"]
+    masked = swin.shift_mask((56, 56), (7, 7), 3).sum(dim=(1, 2)).tolist()
+    expected = record["attn_mask_56x56_window7_shift3"]["masked_per_window_count"]
+    assert {number: masked.count(number) for number in set(masked)} == {int(k): v for k, v in expected.items()}
+
+
+# ---- the models
+
+TINY = sorted(path.stem for path in FOLDER.glob("tiny_*.json"))
+FULL = ["deit_tiny_distilled_patch16_224", "pvt_tiny", "pvt_v2_b0", "swin_tiny_patch4_window7_224"]
+
+MODELS = deit.VARIANTS | tnt.VARIANTS | pvt.VARIANTS | pvt_v2.VARIANTS | swin.VARIANTS | patch_convnet.VARIANTS
+
+
+def create_model(name, **o):
+    cls, a = MODELS[name]
+    return cls(**(a | o))
+
+
+def built(record):
+    return create_model(
+        record.get("model", record["name"]), **record["overrides"], **record.get("project_overrides") or {}
+    )
+
+
+def place(stage, name):
+    """Where in our model an inner tensor of a file is to be seen: (module, which of its outputs or inputs)."""
+    if stage.endswith("with_position"):
+        before = {"with_position": "blocks.0"}.get(stage, f"block{stage[5:6]}.0")
+        return before, "in", 1 if "tnt" in name else 0
+    stem, _, last = stage.rpartition(".")
+    if last == "reduced":
+        return f"{stem}.norm", "out", 0
+    if last in ("inner", "outer"):
+        return stem, "out", ("inner", "outer").index(last)
+    return (f"{stem}.attn.qkv_pos.4" if last == "squeeze_excite" else stage), "out", 0
+
+
+@pytest.mark.parametrize("name", [*TINY, *FULL])
+def test_model(name):
+    record = read(name)
+    model = built(record)
+    assert [[key, list(entry.shape)] for key, entry in model.state_dict().items()] == own_entries(record)
+    assert count_parameters(model) == record["params_total"]
+    assert count_parameters(model, trainable_only=True) == record["params_trainable"]
+
+    fill(model)
+    image = noise(*record["input_shape"], seed=0)
+    tiny = name in TINY
+    with torch.set_grad_enabled(tiny):
+        places = {stage["at"]: place(stage["at"], name) for stage in record["stages"]}
+        names = {module for module, _, _ in places.values()}
+        features, seen = tapped(model, names, lambda: model.forward_features(image))
+        logits = model.forward_head(features)
+    for stage in record["stages"]:
+        module, way, number = places[stage["at"]]
+        value = seen[f"into {module}" if way == "in" else module]
+        agrees(value[number] if isinstance(value, tuple) else value, stage, what=stage["at"])
+    agrees(model.pool(features), record["cls_feature"])
+    agrees(logits, record["logits"])
+    assert logits.argmax(dim=-1).tolist() == record["argmax"]
+
+    if tiny:
+        logits.square().mean().backward()
+        gradients = {key: parameter.grad for key, parameter in model.named_parameters()}
+        assert {key for key, gradient in gradients.items() if gradient is None} == set(record.get("no_grad") or ())
+        for key, expected in record["grads"].items():
+            agrees(gradients[key], expected, what=f"gradient of {key}")
+    if "train_mode" in record:
+        agrees(features[:, 1], record["dist_feature"])
+        first, second = model.train()(image)
+        agrees(first.detach(), record["train_mode"]["logits_cls"])
+        agrees(second.detach(), record["train_mode"]["logits_dist"])
+
+    with torch.no_grad():
+        single = fill(model, torch.float32)(image.float()).double()
+    assert (single - logits.detach()).abs().max() < 2e-5
