@@ -1,6 +1,7 @@
 """Arguments as people write them: one number for two, and names that are nearly right."""
 
 import difflib
+from collections.abc import Iterable
 
 
 def pair(size: int | tuple[int, int]) -> tuple[int, int]:
@@ -14,12 +15,13 @@ def pair(size: int | tuple[int, int]) -> tuple[int, int]:
     return h, w
 
 
-def check_known(kind: str, name: str, known: tuple[str, ...] | list[str]) -> None:
+def check_known(kind: str, name: str, known: Iterable[str], error: type[Exception] = ValueError) -> None:
     """Refuse a name that is not known.
 
-    Raises:  ValueError, with the nearest known names
+    Raises:  ``error``, a ValueError if nothing else is said, with the nearest known names
     """
+    known = list(known)
     if name not in known:
         near = difflib.get_close_matches(str(name).lower(), known, n=3, cutoff=0.5)
         hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
-        raise ValueError(f"unknown {kind} {name!r}: {hint}known are {', '.join(known)}")
+        raise error(f"unknown {kind} {name!r}: {hint}known are {', '.join(known)}")

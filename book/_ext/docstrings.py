@@ -29,7 +29,6 @@ from unittest import mock
 from docutils import nodes
 from docutils.statemachine import StringList
 from sphinx import addnodes
-from sphinx.ext import autodoc
 from sphinx.util.docutils import SphinxDirective
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -385,8 +384,6 @@ class CommandLine(SphinxDirective):
 def setup(app):
     app.setup_extension("sphinx.ext.autodoc")
     app.setup_extension("sphinx.ext.linkcode")
-    # it hands its arguments on to __init__, whose signature is the one to show
-    autodoc._CLASS_NEW_BLACKLIST.append(f"{PACKAGE}.classifier.TokenClassifier.__new__")
     app.connect("config-inited", read_address)
     app.connect("autodoc-process-docstring", process_docstring)
     app.connect("autodoc-process-signature", process_signature)

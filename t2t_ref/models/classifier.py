@@ -1,4 +1,4 @@
-"""What every model shares: arguments, heads, timm's methods; and the forward of those with tokens (chapters 9, 14)."""
+"""What every model shares, and the forward of those with a class token (chapters 9 and 14)."""
 
 import functools
 import inspect
@@ -118,8 +118,8 @@ class Classifier(nn.Module):
     def position_tables(self, size: tuple[int, int] | None = None) -> dict[str, tuple[int, int]]:
         """The tables that depend on the size of the image: state-dict name and (rows, columns).
 
-        Rows of a table beyond rows * columns belong to prefix tokens. With ``size`` the grids are those of a model built
-        for images of (h, w) pixels, else those of this model.
+        Rows of a table beyond rows * columns belong to prefix tokens. With ``size``, (h, w) in pixels, the grids are
+        those of a model built for such images, else those of this model.
         """
         return {}
 

@@ -4,6 +4,7 @@ A block of another design takes the place of :class:`Block`; everything around t
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -13,8 +14,8 @@ from torch import Tensor, nn
 
 from t2t_ref.models.backbone import Attention, Block
 from t2t_ref.models.classifier import remember_arguments
-from t2t_ref.models.t2t_vit import T2TViT
-from t2t_ref.models.vit import ViT
+from t2t_ref.models.t2t_vit import T2TViT, Variant
+from t2t_ref.models.vit import ViT, ViTVariant
 
 # ---- squeeze-and-excitation
 
@@ -396,3 +397,35 @@ class DenseViT(DenseStages, ViT):
             drop_path_rate=drop_path_rate,
             dynamic_img_size=dynamic_img_size,
         )
+
+
+# ---- the variants
+
+
+@dataclass(frozen=True)
+class DenseVariant:
+    """The sizes that tell one dense model from another: arguments of its class, ``model``."""
+
+    embed_dim: int
+    depths: tuple[int, ...]
+    growth_rate: int
+    num_heads: int
+    mlp_ratio: float
+    model: type[DenseT2TViT] | type[DenseViT] = DenseT2TViT
+
+
+VARIANTS = {
+    # paper, Table 6 (16 ghost blocks in the authors' code, where the table prints 14)
+    "t2t_vit_14_se": Variant(embed_dim=384, depth=14, num_heads=6, mlp_ratio=3.0, model=SET2TViT),
+    "t2t_vit_dense": DenseVariant(embed_dim=128, depths=(3, 6, 6, 4), growth_rate=64, num_heads=8, mlp_ratio=2.0),
+    "t2t_vit_16_ghost": Variant(embed_dim=384, depth=16, num_heads=6, mlp_ratio=3.0, model=GhostT2TViT),
+    # the same on the side of ViT: the authors left no code, the names are ours. SE and ghost are ViT-S/16; stages,
+    # growth and MLP ratio of dense are the simple ones next to the parameter count of the table (chapter 13)
+    "vit_small_patch16_se": ViTVariant(embed_dim=768, depth=8, num_heads=8, mlp_ratio=3.0, qkv_bias=False, model=SEViT),
+    "vit_small_patch16_dense": DenseVariant(
+        embed_dim=128, depths=(6, 7, 6), growth_rate=64, num_heads=8, mlp_ratio=4.0, model=DenseViT
+    ),
+    "vit_small_patch16_ghost": ViTVariant(
+        embed_dim=768, depth=8, num_heads=8, mlp_ratio=3.0, qkv_bias=False, model=GhostViT
+    ),
+}

@@ -1,5 +1,6 @@
 """T2T-ViT: the tokens-to-token module in front of a deep, narrow transformer (chapter 9; paper, Sec. 3)."""
 
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -91,3 +92,35 @@ class T2TViT(TokenClassifier):
     def grid_of(self, size: tuple[int, int]) -> tuple[int, int]:
         """(rows, columns) of the tokens of an image of (h, w) pixels."""
         return token_grid(size)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """The sizes that tell one T2T-ViT from another: arguments of its class, ``model``."""
+
+    embed_dim: int
+    depth: int
+    num_heads: int
+    mlp_ratio: float
+    tokens_type: str = "performer"
+    model: type[T2TViT] = T2TViT
+
+
+VARIANTS = {
+    # paper, Table 1 and Table 4; the paper prints depth 8 for T2T-ViT-7, code and weights have 7
+    "t2t_vit_7": Variant(embed_dim=256, depth=7, num_heads=4, mlp_ratio=2.0),
+    "t2t_vit_10": Variant(embed_dim=256, depth=10, num_heads=4, mlp_ratio=2.0),
+    "t2t_vit_12": Variant(embed_dim=256, depth=12, num_heads=4, mlp_ratio=2.0),
+    "t2t_vit_14": Variant(embed_dim=384, depth=14, num_heads=6, mlp_ratio=3.0),
+    "t2t_vit_19": Variant(embed_dim=448, depth=19, num_heads=7, mlp_ratio=3.0),
+    "t2t_vit_24": Variant(embed_dim=512, depth=24, num_heads=8, mlp_ratio=3.0),
+    # exact attention in the T2T layers: the paper's T2T-ViT_t
+    "t2t_vit_t_14": Variant(embed_dim=384, depth=14, num_heads=6, mlp_ratio=3.0, tokens_type="transformer"),
+    "t2t_vit_t_19": Variant(embed_dim=448, depth=19, num_heads=7, mlp_ratio=3.0, tokens_type="transformer"),
+    "t2t_vit_t_24": Variant(embed_dim=512, depth=24, num_heads=8, mlp_ratio=3.0, tokens_type="transformer"),
+    # three convolutions instead of the T2T module: T2T-ViT_c of Table 7; the name is ours
+    "t2t_vit_c_14": Variant(embed_dim=384, depth=14, num_heads=6, mlp_ratio=3.0, tokens_type="convolution"),
+    # Table 6: more heads; shallow and wide (depth 4 by its parameter count, where the table prints 14)
+    "t2t_vit_14_resnext": Variant(embed_dim=384, depth=14, num_heads=32, mlp_ratio=3.0),
+    "t2t_vit_14_wide": Variant(embed_dim=768, depth=4, num_heads=12, mlp_ratio=3.0),
+}

@@ -1,5 +1,6 @@
 """The plain vision transformer that T2T-ViT is compared with (chapter 10; Dosovitskiy et al. 2021)."""
 
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -111,3 +112,30 @@ class ViT(TokenClassifier):
     def grid_of(self, size: tuple[int, int]) -> tuple[int, int]:
         """(rows, columns) of the tokens of an image of (h, w) pixels."""
         return self.patch_embed.grid_size(size)
+
+
+@dataclass(frozen=True)
+class ViTVariant:
+    """The sizes that tell one ViT from another: arguments of its class, ``model``."""
+
+    embed_dim: int
+    depth: int
+    num_heads: int
+    mlp_ratio: float
+    qkv_bias: bool = True
+    model: type[ViT] = ViT
+
+
+VARIANTS = {
+    # the ViTs of Tables 1 and 2; the paper prints width 786 for ViT-S/16, its parameter count is that of 768
+    "vit_small_patch16": ViTVariant(embed_dim=768, depth=8, num_heads=8, mlp_ratio=3.0, qkv_bias=False),
+    "vit_base_patch16": ViTVariant(embed_dim=768, depth=12, num_heads=12, mlp_ratio=4.0),
+    "vit_large_patch16": ViTVariant(embed_dim=1024, depth=24, num_heads=16, mlp_ratio=4.0),
+    "deit_small_patch16": ViTVariant(embed_dim=384, depth=12, num_heads=6, mlp_ratio=4.0),
+    # Table 6 on the side of ViT: the authors left no code, the names are ours. Deep-narrow, shallow-wide and ResNeXt
+    # are ViT-S/16 with what the table prints; the MLP ratio of shallow-wide is the simple one next to its parameter
+    # count
+    "vit_small_patch16_dn": ViTVariant(embed_dim=384, depth=16, num_heads=6, mlp_ratio=3.0, qkv_bias=False),
+    "vit_small_patch16_sw": ViTVariant(embed_dim=1024, depth=4, num_heads=16, mlp_ratio=3.5, qkv_bias=False),
+    "vit_small_patch16_resnext": ViTVariant(embed_dim=768, depth=8, num_heads=32, mlp_ratio=3.0, qkv_bias=False),
+}

@@ -28,14 +28,11 @@ from torch import Tensor, nn
 
 from t2t_ref._version import __version__
 from t2t_ref.arguments import pair
-from t2t_ref.create import DESIGNS, VARIANTS, create_model
+from t2t_ref.models import CLASSES, VARIANTS, build
 from t2t_ref.models.classifier import TokenClassifier
 from t2t_ref.models.position import resize_position_table
-from t2t_ref.models.t2t_vit import T2TViT
-from t2t_ref.models.vit import ViT
 from t2t_ref.weights.released import RELEASE
 
-CLASSES = {model.__name__: model for model in (T2TViT, ViT, *DESIGNS.values())}  # those that load_model may build
 HEAD = ("head.weight", "head.bias")
 WEIGHT_ENTRIES = ("state_dict_ema", "state_dict", "net", "model")  # where training scripts put the weights
 WRAPPERS = ("module.", "_orig_mod.", "backbone.")  # DataParallel, torch.compile, mmpretrain
@@ -447,7 +444,7 @@ def looks_like(weights: dict) -> list[str]:
     for name, variant in VARIANTS.items():
         if kind == getattr(variant, "tokens_type", "vit"):
             with torch.device("meta"):
-                model = create_model(name, num_classes=0)
+                model = build(name, num_classes=0)
             if body(model.state_dict()) == body(weights):
                 names.append(name)
     return names

@@ -167,9 +167,6 @@ PAPER_COUNTS = {  # every parameter, frozen ones included
     "t2t_vit_c_14": 21_421_992,
     "t2t_vit_14_resnext": 21_545_550,
     "t2t_vit_14_wide": 25_156_302,
-    "t2t_vit_14_se": 21_803_598,
-    "t2t_vit_dense": 23_647_062,
-    "t2t_vit_16_ghost": 16_253_262,
     "vit_small_patch16": 48_754_408,
     "vit_base_patch16": 86_567_656,
     "vit_large_patch16": 304_326_632,
@@ -177,9 +174,14 @@ PAPER_COUNTS = {  # every parameter, frozen ones included
     # the authors left no code for these: counts of the designs as chapter 13 chooses them, see test_cnn_designs.py
     "vit_small_patch16_dn": 24_405_352,
     "vit_small_patch16_sw": 48_193_512,
-    "vit_small_patch16_dense": 46_632_264,
-    "vit_small_patch16_se": 49_344_232,
     "vit_small_patch16_resnext": 48_754_408,
+    # theirs again
+    "t2t_vit_14_se": 21_803_598,
+    "t2t_vit_dense": 23_647_062,
+    "t2t_vit_16_ghost": 16_253_262,
+    # and ours
+    "vit_small_patch16_se": 49_344_232,
+    "vit_small_patch16_dense": 46_632_264,
     "vit_small_patch16_ghost": 32_248_552,
 }
 
@@ -219,3 +221,10 @@ def test_full_graph_compile():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_misspelt_argument_is_told_the_nearest():
+    with pytest.raises(TypeError, match="unknown argument of vit_small_patch16 'patchsize': did you mean 'patch_size'"):
+        create_model("vit_small_patch16", patchsize=8)
+    with pytest.raises(TypeError, match="of t2t_vit_dense 'depth': did you mean 'depths'.*known are img_size, "):
+        create_model("t2t_vit_dense", depth=3)
