@@ -1,5 +1,6 @@
 """DeiT: a teacher's answer reaches the student through a token of its own (chapter 18; Touvron et al. 2021)."""
 
+from dataclasses import dataclass
 from functools import wraps
 
 import torch
@@ -101,18 +102,26 @@ def distillation_loss(
     return (1 - alpha) * loss + alpha * lesson
 
 
-def sizes(embed_dim: int, **others) -> dict:
-    """Arguments of a variant: heads 64 wide, 12 blocks."""
-    return dict(embed_dim=embed_dim, depth=12, num_heads=embed_dim // 64, mlp_ratio=4.0, qkv_bias=True, **others)
+@dataclass(frozen=True)
+class DeiTVariant:
+    """The sizes that tell one DeiT from another: arguments of its class, ``model``."""
+
+    embed_dim: int
+    num_heads: int
+    depth: int = 12
+    mlp_ratio: float = 4.0
+    qkv_bias: bool = True
+    img_size: int = 224
+    model: type[ViT] = ViT
 
 
-VARIANTS = {
-    "deit_tiny_patch16_224": (ViT, sizes(192)),
-    "deit_small_patch16_224": (ViT, sizes(384)),
-    "deit_base_patch16_224": (ViT, sizes(768)),
-    "deit_base_patch16_384": (ViT, sizes(768, img_size=384)),
-    "deit_tiny_distilled_patch16_224": (DistilledViT, sizes(192)),
-    "deit_small_distilled_patch16_224": (DistilledViT, sizes(384)),
-    "deit_base_distilled_patch16_224": (DistilledViT, sizes(768)),
-    "deit_base_distilled_patch16_384": (DistilledViT, sizes(768, img_size=384)),
+VARIANTS = {  # paper, Table 1
+    "deit_tiny_patch16_224": DeiTVariant(embed_dim=192, num_heads=3),
+    "deit_small_patch16_224": DeiTVariant(embed_dim=384, num_heads=6),
+    "deit_base_patch16_224": DeiTVariant(embed_dim=768, num_heads=12),
+    "deit_base_patch16_384": DeiTVariant(embed_dim=768, num_heads=12, img_size=384),
+    "deit_tiny_distilled_patch16_224": DeiTVariant(embed_dim=192, num_heads=3, model=DistilledViT),
+    "deit_small_distilled_patch16_224": DeiTVariant(embed_dim=384, num_heads=6, model=DistilledViT),
+    "deit_base_distilled_patch16_224": DeiTVariant(embed_dim=768, num_heads=12, model=DistilledViT),
+    "deit_base_distilled_patch16_384": DeiTVariant(embed_dim=768, num_heads=12, img_size=384, model=DistilledViT),
 }

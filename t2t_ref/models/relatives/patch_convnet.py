@@ -1,6 +1,7 @@
 """PatchConvNet: convolutions on a grid of tokens, one attention step at the end (chapter 23; Touvron et al. 2021)."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -357,15 +358,22 @@ class PatchConvNet(Classifier):
         return {"cls_token"}
 
 
-def sizes(embed_dim: int, depth: int, init_scale: float, **others) -> dict:
-    """Arguments of a variant: one head, biases for queries, keys and values."""
-    return dict(embed_dim=embed_dim, depth=depth, init_scale=init_scale, num_heads=1, qkv_bias=True, **others)
+@dataclass(frozen=True)
+class PatchConvNetVariant:
+    """The sizes that tell one PatchConvNet from another: arguments of its class, ``model``."""
+
+    embed_dim: int
+    depth: int
+    init_scale: float
+    multiclass: bool = False
+    qkv_bias: bool = True
+    model: type[PatchConvNet] = PatchConvNet
 
 
 VARIANTS = {  # the authors' S60, S120, B60, B120, S60_multi
-    "patchconvnet_s60": (PatchConvNet, sizes(384, 60, 1e-4)),
-    "patchconvnet_s120": (PatchConvNet, sizes(384, 120, 1e-6)),
-    "patchconvnet_b60": (PatchConvNet, sizes(768, 60, 1e-6)),
-    "patchconvnet_b120": (PatchConvNet, sizes(768, 120, 1e-6)),
-    "patchconvnet_s60_multi": (PatchConvNet, sizes(384, 60, 1e-4, multiclass=True)),
+    "patchconvnet_s60": PatchConvNetVariant(embed_dim=384, depth=60, init_scale=1e-4),
+    "patchconvnet_s120": PatchConvNetVariant(embed_dim=384, depth=120, init_scale=1e-6),
+    "patchconvnet_b60": PatchConvNetVariant(embed_dim=768, depth=60, init_scale=1e-6),
+    "patchconvnet_b120": PatchConvNetVariant(embed_dim=768, depth=120, init_scale=1e-6),
+    "patchconvnet_s60_multi": PatchConvNetVariant(embed_dim=384, depth=60, init_scale=1e-4, multiclass=True),
 }

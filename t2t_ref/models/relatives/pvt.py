@@ -1,6 +1,7 @@
 """PVT: a pyramid of tokens, whose keys and values come from a smaller grid (chapter 20; Wang et al. 2021)."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -232,15 +233,23 @@ class PVT(Pyramid):
         return {"cls_token"}
 
 
-def sizes(depths: tuple[int, ...], embed_dims=(64, 128, 320, 512), mlp_ratios=(8, 8, 4, 4), **others) -> dict:
-    """Arguments of a variant of PVT or PVT v2. Heads and reductions are the same in all."""
-    shared = dict(patch_size=4, num_heads=(1, 2, 5, 8), qkv_bias=True, sr_ratios=(8, 4, 2, 1))
-    return shared | dict(depths=depths, embed_dims=embed_dims, mlp_ratios=mlp_ratios) | others
+@dataclass(frozen=True)
+class PVTVariant:
+    """The sizes that tell one PVT from another, a number for each stage: arguments of its class, ``model``."""
+
+    depths: tuple[int, ...]
+    embed_dims: tuple[int, ...] = (64, 128, 320, 512)
+    num_heads: tuple[int, ...] = (1, 2, 5, 8)
+    mlp_ratios: tuple[int, ...] = (8, 8, 4, 4)
+    sr_ratios: tuple[int, ...] = (8, 4, 2, 1)
+    patch_size: int = 4
+    qkv_bias: bool = True
+    model: type[Pyramid] = PVT
 
 
-VARIANTS = {
-    "pvt_tiny": (PVT, sizes((2, 2, 2, 2))),
-    "pvt_small": (PVT, sizes((3, 4, 6, 3))),
-    "pvt_medium": (PVT, sizes((3, 4, 18, 3))),
-    "pvt_large": (PVT, sizes((3, 8, 27, 3))),
+VARIANTS = {  # paper, Table 1
+    "pvt_tiny": PVTVariant(depths=(2, 2, 2, 2)),
+    "pvt_small": PVTVariant(depths=(3, 4, 6, 3)),
+    "pvt_medium": PVTVariant(depths=(3, 4, 18, 3)),
+    "pvt_large": PVTVariant(depths=(3, 8, 27, 3)),
 }

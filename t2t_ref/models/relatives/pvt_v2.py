@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from einops import rearrange
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from t2t_ref.models.backbone import DropPath
 from t2t_ref.models.classifier import init_weights, remember_arguments
-from t2t_ref.models.relatives.pvt import SpatialReductionAttention, sizes
+from t2t_ref.models.relatives.pvt import PVTVariant, SpatialReductionAttention
 from t2t_ref.models.relatives.pyramid import ConvEmbed, Pyramid, check_stages
 
 
@@ -218,12 +219,20 @@ class PVTv2(Pyramid):
         return set()
 
 
-VARIANTS = {
-    "pvt_v2_b0": (PVTv2, sizes((2, 2, 2, 2), embed_dims=(32, 64, 160, 256))),
-    "pvt_v2_b1": (PVTv2, sizes((2, 2, 2, 2))),
-    "pvt_v2_b2": (PVTv2, sizes((3, 4, 6, 3))),
-    "pvt_v2_b2_li": (PVTv2, sizes((3, 4, 6, 3), linear=True)),
-    "pvt_v2_b3": (PVTv2, sizes((3, 4, 18, 3))),
-    "pvt_v2_b4": (PVTv2, sizes((3, 8, 27, 3))),
-    "pvt_v2_b5": (PVTv2, sizes((3, 6, 40, 3), mlp_ratios=(4, 4, 4, 4))),
+@dataclass(frozen=True)
+class PVTv2Variant(PVTVariant):
+    """The sizes that tell one PVT v2 from another: arguments of its class, ``model``."""
+
+    linear: bool = False
+    model: type[Pyramid] = PVTv2
+
+
+VARIANTS = {  # paper, Table 1
+    "pvt_v2_b0": PVTv2Variant(depths=(2, 2, 2, 2), embed_dims=(32, 64, 160, 256)),
+    "pvt_v2_b1": PVTv2Variant(depths=(2, 2, 2, 2)),
+    "pvt_v2_b2": PVTv2Variant(depths=(3, 4, 6, 3)),
+    "pvt_v2_b2_li": PVTv2Variant(depths=(3, 4, 6, 3), linear=True),
+    "pvt_v2_b3": PVTv2Variant(depths=(3, 4, 18, 3)),
+    "pvt_v2_b4": PVTv2Variant(depths=(3, 8, 27, 3)),
+    "pvt_v2_b5": PVTv2Variant(depths=(3, 6, 40, 3), mlp_ratios=(4, 4, 4, 4)),
 }

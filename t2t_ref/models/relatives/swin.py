@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -341,8 +342,18 @@ class Swin(Pyramid):
         return {name for name, _ in self.named_parameters() if name.endswith(spared)}
 
 
-VARIANTS = {
-    "swin_tiny_patch4_window7_224": (Swin, dict(embed_dim=96, depths=(2, 2, 6, 2), num_heads=(3, 6, 12, 24))),
-    "swin_small_patch4_window7_224": (Swin, dict(embed_dim=96, depths=(2, 2, 18, 2), num_heads=(3, 6, 12, 24))),
-    "swin_base_patch4_window7_224": (Swin, dict(embed_dim=128, depths=(2, 2, 18, 2), num_heads=(4, 8, 16, 32))),
+@dataclass(frozen=True)
+class SwinVariant:
+    """The sizes that tell one Swin from another: arguments of its class, ``model``."""
+
+    embed_dim: int
+    depths: tuple[int, ...]
+    num_heads: tuple[int, ...]
+    model: type[Swin] = Swin
+
+
+VARIANTS = {  # paper, Sec. 3.3
+    "swin_tiny_patch4_window7_224": SwinVariant(embed_dim=96, depths=(2, 2, 6, 2), num_heads=(3, 6, 12, 24)),
+    "swin_small_patch4_window7_224": SwinVariant(embed_dim=96, depths=(2, 2, 18, 2), num_heads=(3, 6, 12, 24)),
+    "swin_base_patch4_window7_224": SwinVariant(embed_dim=128, depths=(2, 2, 18, 2), num_heads=(4, 8, 16, 32)),
 }

@@ -1,6 +1,7 @@
 """TNT: every patch is an image of its own, with a small transformer inside (chapter 19; Han et al. 2021)."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -281,8 +282,19 @@ class TNT(TokenClassifier):
         return {"cls_token", "outer_pos", "inner_pos"}
 
 
-VARIANTS = {
-    "tnt_ti_patch16_224": (TNT, dict(outer_dim=192, inner_dim=12, outer_num_heads=3, inner_num_heads=2)),  # paper only
-    "tnt_s_patch16_224": (TNT, dict(outer_dim=384, inner_dim=24, outer_num_heads=6, inner_num_heads=4)),
-    "tnt_b_patch16_224": (TNT, dict(outer_dim=640, inner_dim=40, outer_num_heads=10, inner_num_heads=4)),
+@dataclass(frozen=True)
+class TNTVariant:
+    """The sizes that tell one TNT from another: arguments of its class, ``model``."""
+
+    outer_dim: int
+    inner_dim: int
+    outer_num_heads: int
+    inner_num_heads: int
+    model: type[TNT] = TNT
+
+
+VARIANTS = {  # paper, Table 1; the smallest is in the paper only, the name is ours
+    "tnt_ti_patch16_224": TNTVariant(outer_dim=192, inner_dim=12, outer_num_heads=3, inner_num_heads=2),
+    "tnt_s_patch16_224": TNTVariant(outer_dim=384, inner_dim=24, outer_num_heads=6, inner_num_heads=4),
+    "tnt_b_patch16_224": TNTVariant(outer_dim=640, inner_dim=40, outer_num_heads=10, inner_num_heads=4),
 }

@@ -11,7 +11,7 @@ import pytest
 import torch
 from einops import rearrange
 
-from t2t_ref import count_parameters
+from t2t_ref import count_parameters, create_model
 from t2t_ref.models.backbone import Block
 from t2t_ref.models.relatives import deit, patch_convnet, pvt, pvt_v2, pyramid, swin, tnt
 from t2t_ref.models.vit import PatchEmbed
@@ -262,13 +262,6 @@ def test_windows():
 
 TINY = sorted(path.stem for path in FOLDER.glob("tiny_*.json"))
 FULL = ["deit_tiny_distilled_patch16_224", "pvt_tiny", "pvt_v2_b0", "swin_tiny_patch4_window7_224"]
-
-MODELS = deit.VARIANTS | tnt.VARIANTS | pvt.VARIANTS | pvt_v2.VARIANTS | swin.VARIANTS | patch_convnet.VARIANTS
-
-
-def create_model(name, **o):
-    cls, a = MODELS[name]
-    return cls(**(a | o))
 
 
 def built(record):
