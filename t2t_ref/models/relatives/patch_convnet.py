@@ -14,11 +14,6 @@ from t2t_ref.models.classifier import Classifier, init_weights, remember_argumen
 from t2t_ref.models.soft_split import check_channels, grid_size
 
 
-def conv3x3(in_chans: int, out_chans: int) -> nn.Sequential:
-    """A convolution that halves height and width, rounding up. In a list of its own, for the authors' names."""
-    return nn.Sequential(nn.Conv2d(in_chans, out_chans, 3, stride=2, padding=1, bias=False))
-
-
 class ConvStem(nn.Module):
     """Image to tokens by four convolutions of stride 2, with GELUs between them and no norms.
 
@@ -34,7 +29,8 @@ class ConvStem(nn.Module):
         widths = (in_chans, embed_dim // 8, embed_dim // 4, embed_dim // 2, embed_dim)
         layers = []
         for before, after in zip(widths[:-1], widths[1:], strict=True):
-            layers += [conv3x3(before, after), nn.GELU()]
+            convolution = nn.Conv2d(before, after, 3, stride=2, padding=1, bias=False)
+            layers += [nn.Sequential(convolution), nn.GELU()]  # a list of one, for the authors' names
         self.proj = nn.Sequential(*layers[:-1])
 
     def grid_size(self, size: tuple[int, int]) -> tuple[int, int]:
@@ -215,7 +211,7 @@ class PatchConvNet(Classifier):
              size, too, unless dynamic_img_size is False. patch_size is the authors' and changes nothing: the stem
              divides by 16. drop_path_rate is that of every block, or of the last one if dpr_constant is False.
              multiclass gives each class a class token and a head of its own
-    Raises:  ValueError for a wrong number of channels, multiclass without classes
+    Raises:  ValueError for a wrong number of channels
     Source:  paper; ``PatchConvnet`` of the authors' code, which takes every grid for a square: 7 x 28 for 14 x 14
     """
 
@@ -319,27 +315,22 @@ class PatchConvNet(Classifier):
         Shapes:  features  b n d
                  return    b d, or b classes d
         """
-        return features[:, : self.num_prefix_tokens] if self.multiclass else features[:, 0]
+        return features[:, : self.num_classes] if self.multiclass and self.num_classes > 0 else features[:, 0]
 
     def grid_of(self, size: tuple[int, int]) -> tuple[int, int]:
         """(rows, columns) of the tokens of an image of (h, w) pixels."""
         return self.patch_embed.grid_size(size)
 
     def make_cls_token(self) -> nn.Parameter:
-        """A fresh class token, or one for each class.
-
-        Raises:  ValueError for multiclass without classes
-        """
-        if self.multiclass and self.num_classes < 1:
-            raise ValueError(f"multiclass needs a class for its token, found num_classes={self.num_classes}")
+        """A fresh class token; with multiclass one for each class."""
         last = list(self.parameters())[-1]
-        n = self.num_classes if self.multiclass else 1
+        n = max(1, self.num_classes) if self.multiclass else 1
         token = torch.zeros(1, n, self.embed_dim, device=last.device, dtype=last.dtype)
         return nn.Parameter(nn.init.trunc_normal_(token, std=0.02))
 
     def make_head(self) -> nn.Module:
         """As in every model; with multiclass a layer for each class."""
-        if not self.multiclass:
+        if not self.multiclass or self.num_classes < 1:
             return super().make_head()
         last = list(self.parameters())[-1]
         return HeadForEachClass(self.embed_dim, self.num_classes).to(last.device, last.dtype)

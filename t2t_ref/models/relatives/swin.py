@@ -119,10 +119,9 @@ class SwinBlock(nn.Module):
 
     A grid no larger than the window is one window, or a row of them, and is not moved.
 
-    Shapes:  tokens  b n d     n = rows * columns of ``grid``
+    Shapes:  tokens  b n d     on a grid of rows and columns, tiled by the windows
              return  b n d
     Units:   window_size and shift_size are tokens
-    Raises:  ValueError if windows do not tile the grid, or the shift is not smaller than a window
     Source:  paper, Eq. (3) and Fig. 4; authors' code
     """
 
@@ -131,7 +130,6 @@ class SwinBlock(nn.Module):
         dim: int,
         num_heads: int,
         *,
-        grid: tuple[int, int],
         window_size: int = 7,
         shift_size: int = 0,
         mlp_ratio: float = 4.0,
@@ -140,14 +138,6 @@ class SwinBlock(nn.Module):
         **attention,
     ):
         super().__init__()
-        if min(grid) <= window_size:
-            window_size, shift_size = min(grid), 0
-        rows, columns = grid
-        if rows % window_size or columns % window_size:
-            raise ValueError(f"windows of {window_size}x{window_size} do not tile a grid of {rows}x{columns} tokens")
-        if not 0 <= shift_size < window_size:
-            raise ValueError(f"shift_size is {shift_size}, expected 0 <= shift_size < window_size={window_size}")
-        self.grid = (rows, columns)
         self.window_size = (window_size, window_size)
         self.shift_size = shift_size
         self.norm1 = nn.LayerNorm(dim)
@@ -156,26 +146,27 @@ class SwinBlock(nn.Module):
         self.norm2 = nn.LayerNorm(dim)
         self.mlp = Mlp(dim, int(dim * mlp_ratio), drop_rate=drop_rate)
 
-    def attend(self, tokens: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
+    def attend(self, tokens: Float[Tensor, "b n d"], grid: tuple[int, int]) -> Float[Tensor, "b n d"]:
         """Roll the grid, attend in windows, roll it back.
 
         Shapes:  tokens  b n d
                  return  b n d
         """
-        rows, columns = self.grid
         shift, mask = self.shift_size, None
-        features = rearrange(tokens, "b (h w) d -> b h w d", h=rows, w=columns)
+        features = rearrange(tokens, "b (h w) d -> b h w d", h=grid[0], w=grid[1])
+        if min(grid) <= self.window_size[0]:
+            shift = 0
         if shift:
             features = features.roll((-shift, -shift), dims=(1, 2))
-            mask = shift_mask(self.grid, self.window_size, shift, tokens.device)
+            mask = shift_mask(grid, self.window_size, shift, tokens.device)
         windows = self.attn(to_windows(features, self.window_size), mask)
-        features = from_windows(windows, self.window_size, self.grid)
+        features = from_windows(windows, self.window_size, grid)
         if shift:
             features = features.roll((shift, shift), dims=(1, 2))
         return rearrange(features, "b h w d -> b (h w) d")
 
-    def forward(self, tokens: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
-        tokens = tokens + self.drop_path(self.attend(self.norm1(tokens)))
+    def forward(self, tokens: Float[Tensor, "b n d"], grid: tuple[int, int]) -> Float[Tensor, "b n d"]:
+        tokens = tokens + self.drop_path(self.attend(self.norm1(tokens), grid))
         return tokens + self.drop_path(self.mlp(self.norm2(tokens)))
 
 
@@ -184,26 +175,20 @@ class PatchMerging(nn.Module):
 
     The four lie side by side column by column: (0, 0), (1, 0), (0, 1), (1, 1) as (row, column).
 
-    Shapes:  tokens  b n d     n = rows * columns of ``grid``
+    Shapes:  tokens  b n d     on a grid of rows and columns, both even
              return  b k e     k = n / 4, e = 2 d
-    Raises:  ValueError if rows or columns are odd
     Source:  authors' code; the norm is not in the paper
     """
 
-    def __init__(self, dim: int, *, grid: tuple[int, int]):
+    def __init__(self, dim: int):
         super().__init__()
-        rows, columns = grid
-        if rows % 2 or columns % 2:
-            raise ValueError(f"a grid of {rows}x{columns} tokens has no squares of 2x2 to merge")
-        self.grid = (rows, columns)
         self.reduction = nn.Linear(4 * dim, 2 * dim, bias=False)
         self.norm = nn.LayerNorm(4 * dim)
 
-    def forward(self, tokens: Float[Tensor, "b n d"]) -> Float[Tensor, "b k e"]:
-        squares = rearrange(
-            tokens, "b (h kh w kw) d -> b (h w) (kw kh d)", h=self.grid[0] // 2, w=self.grid[1] // 2, kh=2, kw=2
-        )
-        return self.reduction(self.norm(squares))
+    def forward(self, tokens: Float[Tensor, "b n d"], grid: tuple[int, int]) -> Float[Tensor, "b k e"]:
+        rows, columns = grid
+        pattern = "b (h kh w kw) d -> b (h w) (kw kh d)"
+        return self.reduction(self.norm(rearrange(tokens, pattern, h=rows // 2, w=columns // 2, kh=2, kw=2)))
 
 
 class Swin(Pyramid):
@@ -213,8 +198,8 @@ class Swin(Pyramid):
              return  b classes   logits; with num_classes=0 the mean of the last tokens, b d
     Units:   img_size is pixels, an int or (height, width); window_size is tokens; ape adds a learned position table,
              patch_norm a norm behind the patch embedding; lists have a number for each stage
-    Raises:  ValueError for a wrong number of channels, an image of another size than img_size, and for an img_size
-             whose grids the windows do not tile, or that has no squares of 2x2 tokens to merge
+    Raises:  ValueError for a wrong number of channels, for a size whose grids the windows do not tile or that has no
+             squares of 2x2 tokens to merge, for a size other than img_size unless dynamic_img_size
     Source:  paper, Sec. 3; ``SwinTransformer`` of the authors' code, with the same state-dict names, but that index
              and mask of the windows are computed in the forward
     """
@@ -238,8 +223,9 @@ class Swin(Pyramid):
         drop_path_rate: float = 0.0,
         ape: bool = False,
         patch_norm: bool = True,
+        dynamic_img_size: bool = False,
     ):
-        super().__init__(img_size, num_classes)
+        super().__init__(img_size, num_classes, dynamic_img_size)
         if len(depths) != len(num_heads):
             raise ValueError(f"depths {tuple(depths)} and num_heads {tuple(num_heads)} differ in the number of stages")
         self.embed_dim = embed_dim
@@ -263,8 +249,7 @@ class Swin(Pyramid):
                 SwinBlock(
                     dim,
                     num_heads[stage],
-                    grid=grid,
-                    window_size=window_size,
+                    window_size=min(window_size, *grid),
                     shift_size=window_size // 2 if index % 2 else 0,
                     mlp_ratio=mlp_ratio,
                     qkv_bias=qkv_bias,
@@ -277,7 +262,7 @@ class Swin(Pyramid):
             )
             layer = nn.ModuleDict({"blocks": blocks})
             if stage + 1 < len(depths):
-                layer["downsample"] = PatchMerging(dim, grid=grid)
+                layer["downsample"] = PatchMerging(dim)
             self.layers.append(layer)
         self.norm = nn.LayerNorm(self.num_features)
         self.head = self.make_head()
@@ -289,38 +274,60 @@ class Swin(Pyramid):
         Shapes:  below   b c h w    the image, or the stage below laid out as one
                  return  b n d
         """
+        grid = (below.shape[-2], below.shape[-1])
         if stage == 0:
-            tokens = self.patch_embed(below)
+            tokens, grid = self.patch_embed(below), self.patch_embed.grid_size(grid)
             if self.absolute_pos_embed is not None:
-                tokens = tokens + self.absolute_pos_embed
+                table = self.resize_table("absolute_pos_embed", self.absolute_pos_embed, self.grids[0], grid)
+                tokens = tokens + table
             tokens = self.pos_drop(tokens)
         else:
-            tokens = self.layers[stage - 1]["downsample"](rearrange(below, "b d h w -> b (h w) d"))
+            tokens = self.layers[stage - 1]["downsample"](rearrange(below, "b d h w -> b (h w) d"), grid)
+            grid = (grid[0] // 2, grid[1] // 2)
         for block in self.layers[stage]["blocks"]:
-            tokens = block(tokens)
+            tokens = block(tokens, grid)
         return tokens
+
+    def grids_of(self, size: tuple[int, int]) -> list[tuple[int, int]]:
+        """(rows, columns) of the tokens of every stage, for an image of (h, w) pixels.
+
+        Raises:  ValueError if windows do not tile one of them, or one that is to be merged is odd
+        """
+        (h, w), grids = size, []
+        rows, columns = self.patch_embed.grid_size(size)
+        for stage in range(1, self.depth + 1):
+            window, where = self.window_of((rows, columns)), f"stage {stage} has a grid of {rows}x{columns} tokens"
+            if rows % window or columns % window:
+                raise ValueError(f"an image of {h}x{w} pixels: {where}, which windows of {window}x{window} do not tile")
+            if stage < self.depth and (rows % 2 or columns % 2):
+                raise ValueError(f"an image of {h}x{w} pixels: {where}, which is odd and cannot be merged 2x2")
+            grids.append((rows, columns))
+            rows, columns = rows // 2, columns // 2
+        return grids
+
+    def window_of(self, grid: tuple[int, int]) -> int:
+        """The side of a window on a grid: window_size, but no longer than the grid."""
+        return min(self.window_size, *grid)
 
     def check_image(self, image: Float[Tensor, "b c h w"]) -> None:
         """Refuse an image that this model cannot take, and say what it takes.
 
-        Raises:  ValueError for another number of axes, or another size than img_size: the windows fit that alone
+        Raises:  ValueError as every model, and if the image is so small, or so large, that its windows are others
         """
-        if image.ndim == 4 and (image.shape[-2], image.shape[-1]) != self.img_size:
-            (h, w), expected = image.shape[-2:], "x".join(map(str, self.img_size))
-            raise ValueError(f"the image is {h}x{w} pixels, the windows of this model were laid out for {expected}")
         super().check_image(image)
-
-    def grids_of(self, size: tuple[int, int]) -> list[tuple[int, int]]:
-        """(rows, columns) of the tokens of every stage, for an image of (h, w) pixels."""
-        rows, columns = self.patch_embed.grid_size(size)
-        return [(rows >> stage, columns >> stage) for stage in range(self.depth)]
+        windows, own = (
+            [self.window_of(grid) for grid in grids]
+            for grids in (self.grids_of((image.shape[-2], image.shape[-1])), self.grids)
+        )
+        if windows != own:
+            raise ValueError(f"the windows of the stages would be {windows} tokens wide, those of this model are {own}")
 
     def position_tables(self, size: tuple[int, int] | None = None) -> dict[str, tuple[int, int]]:
         """The bias table of every block and its (rows, columns) of offsets, and the position table if there is one."""
         grids = self.grids if size is None else self.grids_of(size)
         tables = {} if self.absolute_pos_embed is None else {"absolute_pos_embed": grids[0]}
         for stage, grid in enumerate(grids):
-            side = 2 * min(self.window_size, *grid) - 1
+            side = 2 * self.window_of(grid) - 1
             for block, _ in enumerate(self.layers[stage]["blocks"]):
                 tables[f"layers.{stage}.blocks.{block}.attn.relative_position_bias_table"] = (side, side)
         return tables
