@@ -10,21 +10,19 @@ import http.server
 import os
 import re
 import subprocess
-import sys
 import threading
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+import address
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from bs4 import BeautifulSoup
 from playwright.sync_api import sync_playwright
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT / "tools")]
-import address  # noqa: E402
 
 BOOK = Path(os.environ.get("BOOK", ROOT / "_build" / "html")).resolve()
 PDF = "t2t-vit.pdf"  # lies beside the pages once make pdf has run

@@ -76,10 +76,10 @@ def preprocess(image, img_size: int | tuple[int, int] = 224) -> Float[Tensor, "1
 
 
 def normalise(
-    images: UInt8[Tensor, "*b c h w"] | Float[Tensor, "*b c h w"],
+    images: UInt8[Tensor, "*lead c h w"] | Float[Tensor, "*lead c h w"],
     mean: Sequence[float] | Float[Tensor, "c"] = IMAGENET_MEAN,
     std: Sequence[float] | Float[Tensor, "c"] = IMAGENET_STD,
-) -> Float[Tensor, "*b c h w"]:
+) -> Float[Tensor, "*lead c h w"]:
     """Pixel values as standard deviations from the mean of their colour.
 
     Shapes:  images     ... c h w    bytes, or floats from 0 to 1

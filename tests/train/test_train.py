@@ -3,9 +3,10 @@
 import errno
 import json
 import math
+import multiprocessing
 import os
 import re
-import resource
+import shutil
 import signal
 import threading
 from contextlib import nullcontext
@@ -18,10 +19,12 @@ import pytest
 import tiny
 import torch
 import torch.nn.functional as F
+from einops import repeat
 from torch import nn
+from torch.utils.data import TensorDataset
 
 import t2t_ref
-from t2t_ref.train import CannotStart, Interrupted, NotFinite, find_recipe, fit, loop, run, sampling, state
+from t2t_ref.train import CannotStart, Interrupted, NotFinite, find_recipe, fit, loop, sampling, state
 from t2t_ref.train.__main__ import main, parse
 from t2t_ref.train.augment import Augment
 from t2t_ref.train.log import LOGGER
@@ -184,9 +187,15 @@ def test_accumulated_batches_are_one_large_batch():
 def test_it_learns_and_leaves_the_generators_alone():
     torch.manual_seed(0)
     before = torch.get_rng_state()
-    result = trained(replace(tiny.RECIPE, epochs=15, log_every=0, ema_decay=0.5))
+    labels = torch.arange(48) % 2  # black and white: so easy that no seed and no processor fails
+    black_and_white = TensorDataset(repeat(labels.float(), "n -> n c h w", c=3, h=32, w=32), labels)
+    data = SimpleNamespace(train=black_and_white, test=black_and_white, num_classes=2, class_names=("black", "white"))
+    recipe = replace(tiny.RECIPE, epochs=15, log_every=0, ema_decay=0.5)
+    result = fit(recipe, data=data, cpu=True)
     assert torch.equal(torch.get_rng_state(), before)
-    assert result.epochs[-1]["test_accuracy"] > 0.9 and len(result.epochs) == 15 and not result.steps
+    assert len(result.epochs) == 15 and not result.steps
+    # guessing gives 0.5 and 0.69; eight seeds gave 1 and 0.003 to 0.005
+    assert result.epochs[-1]["test_accuracy"] > 0.75 and result.epochs[-1]["test_loss"] < 0.3
     assert result.best is result.average and not result.best.training and not result.model.training
 
 
@@ -214,12 +223,13 @@ def test_a_compiled_model_trains_resumes_and_comes_back_as_it_was(tmp_path, prec
 
 
 def test_a_model_can_be_trained_again_at_another_precision():
-    first = trained(replace(tiny.RECIPE, precision="bf16"))
-    half, full = (
-        trained(replace(tiny.RECIPE, precision=precision), model=deepcopy(first.model)).steps[0]["loss"]
-        for precision in ("bf16", "no")
-    )
-    assert half != full and half == pytest.approx(full, rel=0.05)
+    first, losses = trained(replace(tiny.RECIPE, precision="bf16")), []
+    for precision, dtype in (("bf16", torch.bfloat16), ("no", torch.float32)):
+        model, seen = deepcopy(first.model), set()
+        model.blocks[0].mlp.fc1.register_forward_hook(lambda layer, inputs, output, seen=seen: seen.add(output.dtype))
+        losses.append(trained(replace(tiny.RECIPE, precision=precision), model=model).steps[0]["loss"])
+        assert seen == {dtype}
+    assert losses[0] == pytest.approx(losses[1], rel=0.05)  # 1e-4 apart
 
 
 def test_the_order_is_shared_out_and_every_image_comes_once():
@@ -231,14 +241,17 @@ def test_the_order_is_shared_out_and_every_image_comes_once():
     assert sampling.batch_indices(50, 1, 3, 8, 0, 1, 0) != whole
 
 
+class Noisy:
+    """Not inside of its test: where workers are spawned, they import it."""
+
+    def __len__(self):
+        return 12
+
+    def __getitem__(self, index):
+        return torch.rand(2), index
+
+
 def test_a_random_transform_does_not_depend_on_workers_or_where_the_epoch_was_cut():
-    class Noisy:
-        def __len__(self):
-            return 12
-
-        def __getitem__(self, index):
-            return torch.rand(2), index
-
     def images(first, workers):
         batches = sampling.training_batches(Noisy(), 0, 5, 4, 0, 1, first=first, workers=workers)
         return torch.cat([batch[0] for batch in batches])
@@ -293,7 +306,8 @@ def test_warnings_of_the_package_go_into_the_log(tmp_path):
             return super().__getitem__(index)
 
     data = SimpleNamespace(**vars(tiny.DATA) | {"train": Warns(0)})
-    for workers in (0, 1):
+    # a worker that was spawned knows nothing of the run's log
+    for workers in (0, 1) if multiprocessing.get_start_method() == "fork" else (0,):
         fit(replace(tiny.RECIPE, epochs=2, workers=workers), tmp_path / str(workers), data=data, cpu=True)
         lines = [json.loads(line) for line in (tmp_path / str(workers) / "log.jsonl").read_text().splitlines()]
         assert [line["message"] for line in lines if line["kind"] == "warning"] == 2 * ["image 7 is broken"]
@@ -323,6 +337,7 @@ def never(model, update):
 
 
 def test_the_trial_writes_as_much_as_a_state(tmp_path):
+    resource = pytest.importorskip("resource", reason="Windows sets no limit to the size of a file")
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, before[1]))  # less than the state, and more than all else
     try:
@@ -338,22 +353,21 @@ def test_a_full_disk_stops_before_the_first_update(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patched:
-        patched.setattr(state.os, "fsync", full)
+        patched.setattr(os, "fsync", full)
         with pytest.raises(CannotStart, match="No space left on device"):
             trained(output=tmp_path / "a", after_update=never)
     assert not list((tmp_path / "a" / "state").iterdir())
-    little = state.shutil.disk_usage(tmp_path)._replace(free=2**20)
-    monkeypatch.setattr(state.shutil, "disk_usage", lambda folder: little)
+    little = shutil.disk_usage(tmp_path)._replace(free=2**20)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: little)
     with pytest.raises(CannotStart, match=r"needs 3\.\d MiB for the states of this run, and has 1\.0 MiB"):
         trained(output=tmp_path / "b", after_update=never)
 
 
-def test_the_size_that_is_tried_is_that_of_the_state(tmp_path):
+def test_the_size_that_is_tried_is_that_of_the_state(tmp_path, monkeypatch):
     large = replace(tiny.RECIPE, model_options=(("embed_dim", 256), ("depth", 2), ("num_heads", 2)), epochs=2)
-    sizes = []
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(run, "check_room", lambda folder, size: (folder.mkdir(), sizes.append(size)))
-        trained(large, tmp_path / "run")
+    sizes, fsync = [], os.fsync
+    monkeypatch.setattr(os, "fsync", lambda handle: sizes.append(os.fstat(handle).st_size) or fsync(handle))
+    trained(large, tmp_path / "run")
     written = state.states_of(tmp_path / "run")[0].stat().st_size
     assert written <= sizes[0] <= written + 2**20
 
@@ -368,7 +382,7 @@ def test_a_disk_that_fills_up_later_leaves_the_last_good_state(tmp_path, monkeyp
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         real(content, file)
 
-    monkeypatch.setattr(state.torch, "save", save)
+    monkeypatch.setattr(torch, "save", save)
     with pytest.raises(OSError, match=r"No space left .*last good state is .*000000004\.pt"):
         trained(output=tmp_path)
     assert [path.name for path in sorted((tmp_path / "state").iterdir())] == ["000000002.pt", "000000004.pt"]
@@ -427,17 +441,23 @@ class Scaled:
         return values
 
 
+class Still(torch.optim.SGD):
+    """An optimizer as the scaler leaves it after an overflow: it does not move."""
+
+    def step(self):
+        pass
+
+
 def test_float16_may_skip_some_updates_but_not_many_in_a_row():
     model = nn.Sequential(nn.Flatten(), nn.Linear(3, 4))
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.125)
+    parts = Parts(Scaled(), model, model, Still(model.parameters(), lr=0.125), Augment(tiny.RECIPE, 4).eval())
+    parts.augment.size = (1, 1)
+    batches = [((0, 0, 0, 0), (torch.rand(2, 3, 1, 1), torch.tensor([0, 1])))]
 
     def one_update(skipped, overflows):
         handle = model[1].weight.register_hook(lambda gradient: gradient * (math.inf if overflows else 1))
-        parts = Parts(Scaled(), model, model, SimpleNamespace(step=lambda: None, zero_grad=optimizer.zero_grad,
-                      param_groups=optimizer.param_groups), Augment(replace(tiny.RECIPE, img_size=1), 4))  # fmt: skip
-        batches = [((0, 0, 0, 0), (torch.rand(2, 3, 1, 1), torch.tensor([0, 1])))]
         try:
-            return update(parts, batches, "update 1, epoch 1", skipped=skipped).skipped
+            return update(parts, batches, "update 1, epoch 1", skipped).skipped
         finally:
             handle.remove()
 
@@ -452,7 +472,7 @@ def test_float16_may_skip_some_updates_but_not_many_in_a_row():
 def test_images_that_are_no_numbers_are_seen(tmp_path):
     images, labels = (tensor.clone() for tensor in tiny.DATA.train.tensors)
     images[13] = float("nan")
-    data = SimpleNamespace(**vars(tiny.DATA) | {"train": torch.utils.data.TensorDataset(images, labels)})
+    data = SimpleNamespace(**vars(tiny.DATA) | {"train": TensorDataset(images, labels)})
     with pytest.raises(NotFinite, match="the images themselves are not finite"):
         fit(tiny.RECIPE, data=data, cpu=True)
 
@@ -462,7 +482,7 @@ def test_a_signal_ends_the_run_after_the_update_and_resume_goes_on(tmp_path):
 
     def ask(model, update):
         if update == 9:
-            os.kill(os.getpid(), signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
 
     handlers = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
     with pytest.raises(Interrupted, match="SIGTERM after update 10: .* --resume goes on from it") as caught:

@@ -106,7 +106,7 @@ def test_nothing_in_a_file_is_run(trained, tmp_path, legacy, place):
 @pytest.mark.parametrize(
     "thing, name",
     [
-        (pathlib.PurePosixPath("/"), "pathlib.PurePosixPath"),
+        (pathlib.PurePosixPath("/"), r"pathlib(\._local)?\.PurePosixPath"),  # Python 3.13 has it in a module of its own
         (np.random.RandomState(0), "numpy.random.*"),
         (collections.deque([1]), "collections.deque"),
         (Hostile(builtins.eval, "1 + 1"), r"(builtins\.)?eval"),
@@ -119,6 +119,24 @@ def test_other_objects_are_refused(trained, tmp_path, thing, name):
     with pytest.raises(pickle.UnpicklingError):  # allowed inside load_checkpoint alone
         torch.save({"args": argparse.Namespace()}, tmp_path / "b.pth")
         torch.load(tmp_path / "b.pth", weights_only=True)
+
+
+def test_without_torchs_context_the_list_of_allowed_classes_comes_back(trained, tmp_path, monkeypatch):
+    """torch 2.4 has a list in the place of safe_globals."""
+    monkeypatch.delattr(torch.serialization, "safe_globals", raising=False)
+    path = authors_file(state(trained), tmp_path / "a.pth.tar")
+    whole = list(torch.serialization.get_safe_globals())
+    torch.serialization.add_safe_globals([collections.Counter])  # somebody else's
+    try:
+        before = set(torch.serialization.get_safe_globals())
+        load_checkpoint(tiny(), path)
+        assert set(torch.serialization.get_safe_globals()) == before
+        torch.save({"thing": Hostile(os.mkdir, str(tmp_path / "was-run"))}, tmp_path / "b.pth")
+        refuses(tiny(), tmp_path / "b.pth", ValueError, "which is code")
+        assert set(torch.serialization.get_safe_globals()) == before and not (tmp_path / "was-run").exists()
+    finally:
+        torch.serialization.clear_safe_globals()
+        torch.serialization.add_safe_globals(whole)
 
 
 def test_a_whole_pickled_model_is_refused(trained, tmp_path):
