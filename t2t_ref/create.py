@@ -5,7 +5,7 @@ import inspect
 from t2t_ref.arguments import check_known
 from t2t_ref.models import VARIANTS, build, list_models
 from t2t_ref.models.classifier import Classifier
-from t2t_ref.weights.loading import load_checkpoint
+from t2t_ref.weights import load_checkpoint
 from t2t_ref.weights.released import released_file
 
 __all__ = ["create_model", "list_models"]

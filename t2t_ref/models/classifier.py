@@ -221,36 +221,6 @@ class Classifier(nn.Module):
                 break
         return intermediates if intermediates_only else (self.finish(tokens), intermediates)
 
-    # ---- the Hugging Face hub
-
-    @classmethod
-    def from_pretrained(cls, source, **options) -> "Classifier":
-        """A model from the Hugging Face hub ("owner/name"), or from a folder that :meth:`save_pretrained` wrote.
-
-        ``options`` are those of huggingface_hub's mixin (revision, token, ...) and arguments of the model that shall
-        differ, such as num_classes.
-
-        Raises:  ValueError if a model of another class is there; ImportError, with the remedy, without huggingface_hub
-        """
-        from t2t_ref.weights.loading import hub_form
-
-        model = hub_form().from_pretrained(source, **options)
-        if not isinstance(model, cls):
-            raise ValueError(f"{source} holds a {type(model).__name__}, expected a {cls.__name__}")
-        return model
-
-    def save_pretrained(self, folder, **options) -> None:
-        """Write model.safetensors, config.json and a model card into a folder, as huggingface_hub's mixin does."""
-        from t2t_ref.weights.loading import arguments_of, hub_form
-
-        hub_form()(self).save_pretrained(folder, config=arguments_of(self), **options)
-
-    def push_to_hub(self, repo_id: str, **options) -> str:
-        """Upload what :meth:`save_pretrained` writes, by huggingface_hub's mixin and with its options. The address."""
-        from t2t_ref.weights.loading import arguments_of, hub_form
-
-        return hub_form()(self).push_to_hub(repo_id, config=arguments_of(self), **options)
-
 
 class TokenClassifier(Classifier):
     """Tokens of one width, a class token in front, a position table, blocks, a norm: T2TViT, ViT and their like.

@@ -4,25 +4,23 @@ import ast
 import json
 import re
 import shutil
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import citing
 import pytest
+import results_tables
+import rules
 import torch
 import yaml
 from pybtex.database import parse_file, parse_string
 from torch import nn
 
 import t2t_ref
-from t2t_ref.experiments import runs as experiments
+from t2t_ref import experiments
 from t2t_ref.models.token_performer import TokenPerformer
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT / "book" / "_ext"), str(ROOT / "tools")]
-import citing  # noqa: E402
-import results_tables  # noqa: E402
-import rules  # noqa: E402
 
 RESULTS = ROOT / "results"
 CHAPTERS = sorted((ROOT / "book").glob("[0-9][0-9]-*.md"))
@@ -75,7 +73,7 @@ def rows(lines: list[str]) -> list[list[str]]:
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| ")]
 
 
-@pytest.mark.parametrize("name", experiments.EXPERIMENTS)
+@pytest.mark.parametrize("name", [name for name in experiments.EXPERIMENTS if name != "what_it_sees"])
 def test_the_tables_of_an_experiment(name):
     result = json.loads((RESULTS / f"{name}.json").read_text())
     lines = results_tables.markdown(RESULTS / f"{name}.json", shown()[name])
