@@ -25,9 +25,16 @@ def count_macs(model: nn.Module, image: Tensor | tuple, *, products_of_activatio
     """
     inputs = image if isinstance(image, tuple) else (image,)
     counter = FlopCounterMode(display=False)
-    # the plain backend writes attention as two matrix products, which every version of torch counts
-    with eval_without_gradients(model), sdpa_kernel(SDPBackend.MATH), counter:
-        model(*inputs)
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    try:
+        for parameter in trainable:  # the counter stumbles over a view of one, such as a class token for each image
+            parameter.requires_grad_(False)
+        # the plain backend writes attention as two matrix products, which every version of torch counts
+        with eval_without_gradients(model), sdpa_kernel(SDPBackend.MATH), counter:
+            model(*inputs)
+    finally:
+        for parameter in trainable:
+            parameter.requires_grad_(True)
     flops = counter.get_flop_counts()["Global"]
     counted = sum(
         count

@@ -139,6 +139,18 @@ class AggregationAttention(Attention):
         queries, keys, values = (rearrange(x, "b n (g e) -> b g n e", g=self.num_heads) for x in parts)
         return queries, keys, values
 
+    def attention_weights(
+        self, asking: Float[Tensor, "b q d"], asked: Float[Tensor, "b k d"]
+    ) -> Float[Tensor, "b g q k"]:
+        """The weights that ``forward`` mixes the values by and never holds: the map of what decided.
+
+        Shapes:  asking  b q d
+                 asked   b k d
+                 return  b g q k    rows sum to 1
+        """
+        queries, keys, _ = self.split_heads(asking, asked)
+        return (einsum(queries, keys, "b g q e, b g k e -> b g q k") * self.scale).softmax(dim=-1)
+
     def forward(self, asking: Float[Tensor, "b q d"], asked: Float[Tensor, "b k d"]) -> Float[Tensor, "b q d"]:
         queries, keys, values = self.split_heads(asking, asked)
         mixed = F.scaled_dot_product_attention(

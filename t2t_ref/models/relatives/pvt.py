@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange, repeat
+from einops import einsum, rearrange, repeat
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -59,6 +59,15 @@ class SpatialReductionAttention(Attention):
         both = self.kv(self.reduced(tokens, grid))
         keys, values = rearrange(both, "b k (two g e) -> two b g k e", two=2, g=self.num_heads)
         return queries, keys, values
+
+    def attention_weights(self, tokens: Float[Tensor, "b n d"], grid: tuple[int, int]) -> Float[Tensor, "b g q k"]:
+        """The weights that ``forward`` mixes the values by and never holds, for those who want to see them.
+
+        Shapes:  tokens  b n d
+                 return  b g q k    q = n, k keys of the reduced grid; rows sum to 1
+        """
+        queries, keys, _ = self.split_heads(tokens, grid)
+        return (einsum(queries, keys, "b g q e, b g k e -> b g q k") * self.scale).softmax(dim=-1)
 
     def forward(self, tokens: Float[Tensor, "b n d"], grid: tuple[int, int]) -> Float[Tensor, "b n d"]:
         queries, keys, values = self.split_heads(tokens, grid)

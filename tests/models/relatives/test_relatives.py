@@ -6,11 +6,12 @@ import sys
 
 import pytest
 import torch
-from einops import rearrange
+from einops import einsum, rearrange
 from torch import nn
 
-from t2t_ref import count_macs, count_parameters, create_model, list_models, shape_table
+from t2t_ref import attention_maps, count_macs, count_parameters, create_model, list_models, shape_table
 from t2t_ref.models import VARIANTS
+from t2t_ref.models.backbone import Attention
 from t2t_ref.models.relatives import deit, swin
 from t2t_ref.models.relatives.patch_convnet import ConvStem
 
@@ -495,8 +496,27 @@ def test_initial_weights():
 @everyone
 def test_shape_table(name):
     model = small(name)
-    table = shape_table(model, noise(model, b=1))
-    assert sum(row.parameters for row in table) == count_parameters(model)
+    for depth in (1, 2, 4):
+        table = shape_table(model, noise(model, b=1), depth=depth)
+        assert sum(row.parameters for row in table) == count_parameters(model)
+        assert table[-1].shape == (1, 10) or table[-1].kind == "held outside the stages"
+
+
+@everyone
+def test_attention_maps_mix_the_values(name):
+    """The maps, times the values and through the last layer, are what each attention layer returns."""
+    model = small(name)
+    image, layers = noise(model), [m for m in model.modules() if isinstance(m, Attention)]
+    maps, seen = attention_maps(model, image), []
+    for layer in layers:
+        layer.register_forward_hook(lambda module, inputs, output: seen.append((module, inputs, output)))
+    model(image)
+    assert len(maps) == len(seen) == len(layers) > 0
+    for weights, (layer, inputs, output) in zip(maps, seen, strict=True):
+        torch.testing.assert_close(weights.sum(dim=-1), torch.ones(weights.shape[:-1]))
+        split = inputs[:1] if isinstance(layer, swin.WindowAttention) else inputs
+        mixed = einsum(weights, layer.split_heads(*split)[2], "b g q k, b g k e -> b g q e")
+        torch.testing.assert_close(layer.proj(rearrange(mixed, "b g q e -> b q (g e)")), output, atol=1e-5, rtol=1e-4)
 
 
 GRAPHS = """
