@@ -1,5 +1,6 @@
 """Where images come from: bad files, odd ones, folders that do not agree, sets of the hub from a local copy."""
 
+import os
 import io
 import logging
 import random
@@ -124,10 +125,11 @@ def test_all_images_bad_is_an_error(tmp_path):
     write_folder(tmp_path)
     for path in (tmp_path / "train").rglob("*.*"):
         path.write_bytes(b"gone")
-    with pytest.raises(RuntimeError, match=r"19 images in a row cannot be read, from .*n01/alpha.png on"):
+    with pytest.raises(RuntimeError, match=r"19 images in a row cannot be read, from .*n01.alpha.png on"):
         open_data(recipe_for(f"imagefolder:{tmp_path}")).train[0]
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows asks for a privilege to make links")
 def test_linked_and_nested_folders_count(tmp_path):
     write_folder(tmp_path / "real")
     (tmp_path / "data [1]").mkdir()
@@ -156,11 +158,11 @@ def test_folders_that_cannot_be_trained_on_are_refused_at_the_start(tmp_path):
     (tmp_path / "validation").rename(tmp_path / "elsewhere")
     with pytest.raises(FileNotFoundError, match=r"no folder .*val: expected .*train/CLASS/\*.JPEG and .*val/CLASS"):
         open_data(recipe)
-    with pytest.raises(FileNotFoundError, match="no folder .*nowhere/train"):
+    with pytest.raises(FileNotFoundError, match="no folder .*nowhere.train"):
         open_data(recipe_for(f"imagefolder:{tmp_path / 'nowhere'}"))
     (tmp_path / "flat" / "train").mkdir(parents=True)
     (tmp_path / "flat" / "val").mkdir()
-    with pytest.raises(ValueError, match="flat/train has no folders: expected one for each class"):
+    with pytest.raises(ValueError, match="flat.train has no folders: expected one for each class"):
         open_data(recipe_for(f"imagefolder:{tmp_path / 'flat'}"))
 
 
