@@ -290,6 +290,7 @@ def test_a_recipe_is_any_record_with_the_fields(tmp_path):
     assert not [path.name for path in root.glob("*.py") if "t2t_ref.train" in re.sub(r"``.*?``", "", path.read_text())]
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows asks for a privilege to make links")
 def test_linked_and_nested_folders_count(tmp_path):
     write_folder(tmp_path / "real")
     (tmp_path / "data [1]").mkdir()
@@ -318,11 +319,11 @@ def test_folders_that_cannot_be_trained_on_are_refused_at_the_start(tmp_path):
     (tmp_path / "validation").rename(tmp_path / "elsewhere")
     with pytest.raises(FileNotFoundError, match=r"no folder .*val: expected .*train/CLASS/\*.JPEG and .*val/CLASS"):
         open_data(recipe)
-    with pytest.raises(FileNotFoundError, match="no folder .*nowhere/train"):
+    with pytest.raises(FileNotFoundError, match="no folder .*nowhere.train"):
         open_data(recipe_for(f"imagefolder:{tmp_path / 'nowhere'}"))
     (tmp_path / "flat" / "train").mkdir(parents=True)
     (tmp_path / "flat" / "val").mkdir()
-    with pytest.raises(ValueError, match="flat/train has no folders: expected one for each class"):
+    with pytest.raises(ValueError, match="flat.train has no folders: expected one for each class"):
         open_data(recipe_for(f"imagefolder:{tmp_path / 'flat'}"))
 
 

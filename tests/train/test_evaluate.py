@@ -239,6 +239,7 @@ def test_ours_with_the_recipe_of_its_run(tmp_path, capsys):
     assert main([str(tmp_path / "weights.safetensors"), "--cpu", "--img-size", "32"]) == 0
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="torchrun of torch's wheels for Windows lacks libuv")
 def test_two_real_processes_count_every_image_once(tmp_path):
     root = write_folder(tmp_path / "photos", images=4)  # 4 + 5 + 6 images and a bad one: unequal shares
     torch.manual_seed(0)
@@ -258,5 +259,5 @@ def test_two_real_processes_count_every_image_once(tmp_path):
     assert main([*arguments, "--output", str(tmp_path / "one")]) == 0
     two, one = (json.loads((tmp_path / name / "evaluation.json").read_text()) for name in ("two", "one"))
     assert two["images"] == 15 and two["unread"] == 1
-    assert two["loss"] == pytest.approx(one["loss"], rel=1e-6)
+    assert two["loss"] == pytest.approx(one["loss"], rel=1e-5)
     assert two | {"loss": 0} == one | {"loss": 0}

@@ -3,7 +3,6 @@
 import errno
 import json
 import math
-import multiprocessing
 import os
 import re
 import shutil
@@ -298,16 +297,16 @@ def test_a_state_is_a_checkpoint_that_load_checkpoint_reads(tmp_path):
     assert torch.equal(model.head.weight, result.model.head.weight)
 
 
-def test_warnings_of_the_package_go_into_the_log(tmp_path):
-    class Warns(tiny.Images):
-        def __getitem__(self, index):
-            if index == 7:
-                LOGGER.getChild("train.sources").warning("image %d is broken", index)
-            return super().__getitem__(index)
+class Warns(tiny.Images):
+    def __getitem__(self, index):
+        if index == 7:
+            LOGGER.getChild("train.sources").warning("image %d is broken", index)
+        return super().__getitem__(index)
 
+
+def test_warnings_of_the_package_go_into_the_log(tmp_path):
     data = SimpleNamespace(**vars(tiny.DATA) | {"train": Warns(0)})
-    # a worker that was spawned knows nothing of the run's log
-    for workers in (0, 1) if multiprocessing.get_start_method() == "fork" else (0,):
+    for workers in (0, 1):
         fit(replace(tiny.RECIPE, epochs=2, workers=workers), tmp_path / str(workers), data=data, cpu=True)
         lines = [json.loads(line) for line in (tmp_path / str(workers) / "log.jsonl").read_text().splitlines()]
         assert [line["message"] for line in lines if line["kind"] == "warning"] == 2 * ["image 7 is broken"]
