@@ -141,7 +141,7 @@ def to_rgb(image):
     import numpy as np
     from PIL import Image, ImageOps
 
-    sixteen_bits = ";16" in image.mode or image.format in SIXTEEN_BITS
+    sixteen_bits = ";16" in image.mode or (image.mode == "I" and image.format in SIXTEEN_BITS)
     if 0 in image.size:
         raise ValueError(f"an image of {image.width} x {image.height} pixels is empty")
     if orientation(image) != 1:  # cameras store a turned picture and say so in a tag

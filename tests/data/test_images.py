@@ -96,13 +96,15 @@ def test_arrays_that_are_no_picture_are_refused(array, why):
 
 
 @pytest.mark.parametrize(
-    "name", ["16.png", "16.tif", "16.pgm", "10.pgm", "floats.tif", "bits.png", "alpha.png", "lab.tif"]
+    "name", ["16.png", "16.tif", "16.pgm", "10.pgm", "floats.tif", "floats.pfm", "bits.png", "alpha.png", "lab.tif"]
 )
 def test_files_of_other_depths_show_the_same_picture(tmp_path, name):
     path, sixteen = tmp_path / name, (RAMP * 65535).round().astype(np.uint16)
     expected = preprocess(Image.fromarray(BYTES), 32)
     if name == "floats.tif":
         Image.fromarray(RAMP.astype(np.float32)).save(path)
+    elif name == "floats.pfm":  # rows from below
+        path.write_bytes(b"Pf\n32 32\n-1.0\n" + RAMP[::-1].astype("<f4").tobytes())
     elif name == "16.pgm":
         path.write_bytes(b"P5 32 32 65535\n" + sixteen.astype(">u2").tobytes())
     elif name == "10.pgm":  # its own white is 1023
