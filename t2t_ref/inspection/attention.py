@@ -14,14 +14,15 @@ from t2t_ref.models.token_performer import TokenPerformer, log_features, without
 from t2t_ref.models.token_transformer import TokenTransformer
 
 
-def attention_maps(model: nn.Module, image: Float[Tensor, "b c h w"]) -> list[Float[Tensor, "b g q k"]]:
+def attention_maps(model: nn.Module, image: Float[Tensor, "b c h w"]) -> list[Float[Tensor, "_ g q k"]]:
     """The attention weights of every block, exactly, although the model itself never holds them.
 
     A module says that it attends by a method ``attention_weights``, which takes what its ``forward`` takes.
 
     Shapes:  image   b c h w
              return  one b g q k for each such module, in the order of the run: head g, weight of key k for query q;
-                     rows sum to 1. In a T2TViT or a ViT token 0 is the class token.
+                     rows sum to 1. In a T2TViT or a ViT token 0 is the class token. Windows, and words inside patches,
+                     stand in the place of b
     """
     maps = []
 

@@ -198,7 +198,7 @@ class AggregationBlock(nn.Module):
         return cls_tokens + self.gamma_2 * self.mlp(self.norm2(cls_tokens))
 
 
-class HeadForEachClass(nn.ModuleList):
+class HeadForEachClass(nn.Module):
     """A linear layer to one number for each class, each on the token of its class.
 
     Shapes:  features  b q d    q classes
@@ -206,12 +206,12 @@ class HeadForEachClass(nn.ModuleList):
     """
 
     def __init__(self, dim: int, num_classes: int):
-        super().__init__(nn.Linear(dim, 1) for _ in range(num_classes))
+        super().__init__()
+        for number in range(num_classes):
+            self.add_module(str(number), nn.Linear(dim, 1))
 
     def forward(self, features: Float[Tensor, "b q d"]) -> Float[Tensor, "b q"]:
-        weight = torch.cat([head.weight for head in self])
-        bias = torch.cat([head.bias for head in self])
-        return einsum(features, weight, "b q d, q d -> b q") + bias
+        return torch.cat([head(features[:, number]) for number, head in enumerate(self.children())], dim=1)
 
 
 class PatchConvNet(Classifier):

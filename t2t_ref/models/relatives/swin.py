@@ -206,6 +206,24 @@ class PatchMerging(nn.Module):
         return self.reduction(self.norm(rearrange(tokens, pattern, h=rows // 2, w=columns // 2, kh=2, kw=2)))
 
 
+class SwinStage(nn.Module):
+    """The blocks of a stage. Beside them stands ``downsample``, the merging that leads to the next stage, or None.
+
+    Shapes:  tokens  b n d     on a grid of rows and columns
+             return  b n d
+    """
+
+    def __init__(self, blocks: list[SwinBlock], downsample: PatchMerging | None):
+        super().__init__()
+        self.blocks = nn.ModuleList(blocks)
+        self.downsample = downsample
+
+    def forward(self, tokens: Float[Tensor, "b n d"], grid: tuple[int, int]) -> Float[Tensor, "b n d"]:
+        for block in self.blocks:
+            tokens = block(tokens, grid)
+        return tokens
+
+
 class Swin(Pyramid):
     """Swin Transformer: stages of window attention with patch merging in between.
 
@@ -260,11 +278,11 @@ class Swin(Pyramid):
         self.layers = nn.ModuleList()
         for stage, grid in enumerate(self.grids):
             dim = embed_dim * 2**stage
-            blocks = nn.ModuleList(
+            blocks = [
                 SwinBlock(
                     dim,
                     num_heads[stage],
-                    window_size=min(window_size, *grid),
+                    window_size=self.window_of(grid),
                     shift_size=window_size // 2 if index % 2 else 0,
                     mlp_ratio=mlp_ratio,
                     qkv_bias=qkv_bias,
@@ -274,11 +292,8 @@ class Swin(Pyramid):
                     drop_path_rate=next(rates),
                 )
                 for index in range(depths[stage])
-            )
-            layer = nn.ModuleDict({"blocks": blocks})
-            if stage + 1 < len(depths):
-                layer["downsample"] = PatchMerging(dim)
-            self.layers.append(layer)
+            ]
+            self.layers.append(SwinStage(blocks, PatchMerging(dim) if stage + 1 < len(depths) else None))
         self.norm = nn.LayerNorm(self.num_features)
         self.head = self.make_head()
         self.apply(init_weights)
@@ -297,11 +312,9 @@ class Swin(Pyramid):
                 tokens = tokens + table
             tokens = self.pos_drop(tokens)
         else:
-            tokens = self.layers[stage - 1]["downsample"](rearrange(below, "b d h w -> b (h w) d"), grid)
+            tokens = self.layers[stage - 1].downsample(rearrange(below, "b d h w -> b (h w) d"), grid)
             grid = (grid[0] // 2, grid[1] // 2)
-        for block in self.layers[stage]["blocks"]:
-            tokens = block(tokens, grid)
-        return tokens
+        return self.layers[stage](tokens, grid)
 
     def grids_of(self, size: tuple[int, int]) -> list[tuple[int, int]]:
         """(rows, columns) of the tokens of every stage, for an image of (h, w) pixels.
@@ -343,7 +356,7 @@ class Swin(Pyramid):
         tables = {} if self.absolute_pos_embed is None else {"absolute_pos_embed": grids[0]}
         for stage, grid in enumerate(grids):
             side = 2 * self.window_of(grid) - 1
-            for block, _ in enumerate(self.layers[stage]["blocks"]):
+            for block, _ in enumerate(self.layers[stage].blocks):
                 tables[f"layers.{stage}.blocks.{block}.attn.relative_position_bias_table"] = (side, side)
         return tables
 

@@ -314,7 +314,7 @@ def test_windows_that_do_not_fit_are_refused():
 def test_only_odd_blocks_move_their_windows_and_the_last_stage_does_not():
     shifts = []
     model = small("swin_tiny_patch4_window7_224", depths=(2, 2, 2))
-    for block in (block for layer in model.layers for block in layer["blocks"]):
+    for block in (block for layer in model.layers for block in layer.blocks):
         block.attn.register_forward_pre_hook(lambda module, inputs: shifts.append(inputs[1] is not None))
     model(noise(model))
     assert shifts == [False, True, False, True, False, False]
@@ -433,7 +433,7 @@ def test_multiclass_has_a_token_a_query_and_a_head_for_each_class():
     assert model.cls_token.shape == (1, 10, 32) and model.num_prefix_tokens == 10
     features = model.forward_features(image)
     assert features.shape == (2, 10 + 16, 32)
-    by_hand = torch.cat([model.head[i](features[:, i]) for i in range(10)], dim=1)
+    by_hand = torch.cat([model.head.get_submodule(str(i))(features[:, i]) for i in range(10)], dim=1)
     torch.testing.assert_close(model(image), by_hand)
     keys = []
     model.blocks_token_only[0].attn.k.register_forward_hook(lambda m, i, output: keys.append(output.shape[1]))
