@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange, repeat
+from einops import einsum, rearrange, repeat
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
@@ -94,6 +94,21 @@ class WindowAttention(Attention):
         index = relative_position_index(self.window_size, table.device)
         bias = rearrange(table[index], "q k g -> 1 g q k")
         return bias if mask is None else bias - 100.0 * rearrange(mask, "s q k -> s 1 q k")
+
+    def attention_weights(
+        self, windows: Float[Tensor, "windows n d"], mask: Bool[Tensor, "s q k"] | None = None
+    ) -> Float[Tensor, "windows g q k"]:
+        """The weights that ``forward``, given the same, mixes the values by and never holds, for those who want to see.
+
+        Shapes:  windows  windows n d
+                 mask     s q k
+                 return   windows g q k    rows sum to 1
+        """
+        queries, keys, _ = self.split_heads(windows)
+        scores = einsum(queries, keys, "windows g q e, windows g k e -> windows g q k") * self.scale
+        bias = self.bias(mask).to(scores.dtype)
+        scores = rearrange(scores, "(b s) g q k -> b s g q k", s=bias.shape[0]) + bias
+        return rearrange(scores, "b s g q k -> (b s) g q k").softmax(dim=-1)
 
     def forward(
         self, windows: Float[Tensor, "windows n d"], mask: Bool[Tensor, "s q k"] | None = None
