@@ -14,7 +14,7 @@ from t2t_ref.models.token_performer import TokenPerformer, log_features, without
 from t2t_ref.models.token_transformer import TokenTransformer
 
 
-def attention_maps(model: nn.Module, image: Float[Tensor, "b c h w"]) -> list[Float[Tensor, "_ g q k"]]:
+def attention_maps(model: nn.Module, image: Float[Tensor, "b c h w"]) -> list[Float[Tensor, "_ _ _ _"]]:
     """The attention weights of every block, exactly, although the model itself never holds them.
 
     A module says that it attends by a method ``attention_weights``, which takes what its ``forward`` takes.
@@ -26,13 +26,13 @@ def attention_maps(model: nn.Module, image: Float[Tensor, "b c h w"]) -> list[Fl
     """
     maps = []
 
-    def hook(module, inputs):
-        maps.append(module.attention_weights(*inputs))
+    def hook(module, inputs, named):
+        maps.append(module.attention_weights(*inputs, **named))
 
     with ExitStack() as hooks, eval_without_gradients(model):
         for module in model.modules():
             if hasattr(module, "attention_weights"):
-                hooks.callback(module.register_forward_pre_hook(hook).remove)
+                hooks.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
         model(image)
     return maps
 

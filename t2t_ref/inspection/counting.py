@@ -1,12 +1,13 @@
 """Counting parameters and multiply-accumulates (chapter 9)."""
 
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from t2t_ref.inspection.taps import eval_without_gradients
 
-PRODUCTS_OF_ACTIVATIONS = ("bmm", "baddbmm")  # a linear layer runs as mm or addmm, a convolution as itself
+PRODUCTS = ("bmm", "baddbmm")  # a linear layer runs as mm or addmm, seldom so; a convolution as itself
 
 
 def count_parameters(model: nn.Module, *, trainable_only: bool = False) -> int:
@@ -24,21 +25,22 @@ def count_macs(model: nn.Module, image: Tensor | tuple, *, products_of_activatio
     Units:   multiply-accumulates, half the FLOPs of matrix products; element-wise work is not counted
     """
     inputs = image if isinstance(image, tuple) else (image,)
+    # the counter stumbles over a parameter that one module hands to another
+    weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
     counter = FlopCounterMode(display=False)
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    try:
-        for parameter in trainable:  # the counter stumbles over a view of one, such as a class token for each image
-            parameter.requires_grad_(False)
-        # the plain backend writes attention as two matrix products, which every version of torch counts
-        with eval_without_gradients(model), sdpa_kernel(SDPBackend.MATH), counter:
-            model(*inputs)
-    finally:
-        for parameter in trainable:
-            parameter.requires_grad_(True)
-    flops = counter.get_flop_counts()["Global"]
-    counted = sum(
-        count
-        for operation, count in flops.items()
-        if products_of_activations or operation.__name__ not in PRODUCTS_OF_ACTIVATIONS
-    )
+    # the plain backend writes attention as two matrix products, which every version of torch counts
+    with eval_without_gradients(model), sdpa_kernel(SDPBackend.MATH), counter:
+        functional_call(model, weights, inputs)
+    flops = counter.get_flop_counts()
+    counted = sum(flops["Global"].values())
+    if not products_of_activations:
+        root = type(model).__name__
+        linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+        linear = [flops.get(f"{root}.{name}" if name else root, {}) for name in linear]
+        counted -= products(flops["Global"]) - sum(map(products, linear))
     return counted // 2 // len(inputs[0])
+
+
+def products(flops: dict) -> int:
+    """Those of the counted FLOPs that belong to products of two activations, or to a linear layer that runs as such."""
+    return sum(count for operation, count in flops.items() if operation.__name__ in PRODUCTS)

@@ -14,6 +14,7 @@ from t2t_ref.inspection.taps import eval_without_gradients
 from t2t_ref.models.backbone import DropPath
 
 DEFAULT_AXES = {1: "d", 2: "b d", 3: "b n d", 4: "b c h w"}  # for modules without annotations, by number of axes
+LISTS = (nn.ModuleList, nn.ModuleDict)  # never run themselves
 QUIET = (nn.Identity, nn.Dropout, DropPath)  # change no shape: only what reaches them is of interest
 
 
@@ -141,11 +142,7 @@ def shape_table(model: nn.Module, image: Tensor | tuple, *, depth: int = 2) -> S
     inputs = image if isinstance(image, tuple) else (image,)
     rows: list[ShapeRow] = []
     latest: list[tuple[int, ...]] = []  # the shapes that the stage before has left
-    stages = {
-        name: module
-        for name, module in model.named_modules()
-        if name and not isinstance(module, nn.ModuleList) and is_stage(name, module, depth)
-    }
+    stages = {name: module for name, module in model.named_modules() if name and is_stage(model, name, depth)}
 
     def write(name: str, kind: str, tensors: list[tuple[str, Tensor]], axes: Callable, parameters: int = 0) -> None:
         latest[:] = [tuple(tensor.shape) for _, tensor in tensors]
@@ -195,10 +192,13 @@ def shape_table(model: nn.Module, image: Tensor | tuple, *, depth: int = 2) -> S
     return ShapeTable(fold_equal_neighbours(rows))
 
 
-def is_stage(name: str, module: nn.Module, depth: int) -> bool:
-    """Whether a module gets a row: as deep as asked, or shallower and without children."""
-    deep = name.count(".") + 1
-    return deep == depth or (deep < depth and not list(module.children()))
+def is_stage(model: nn.Module, name: str, depth: int) -> bool:
+    """Whether a module gets a row: as deep as asked, or shallower and without children; of a list, what is in it."""
+    module, parts = model.get_submodule(name), name.split(".")
+    between = [model.get_submodule(".".join(parts[:number])) for number in range(depth, len(parts))]
+    if isinstance(module, LISTS) or not all(isinstance(outer, LISTS) for outer in between):
+        return False
+    return len(parts) >= depth or not list(module.children())
 
 
 def fold_equal_neighbours(rows: list[ShapeRow]) -> list[ShapeRow]:

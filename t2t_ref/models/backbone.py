@@ -72,13 +72,12 @@ class Attention(nn.Module):
         queries, keys, values = qkv
         return queries, keys, values
 
-    def attention_weights(self, tokens: Float[Tensor, "b n d"]) -> Float[Tensor, "b g q k"]:
-        """The weights that ``forward`` mixes the values by and never holds, for those who want to see them.
+    def attention_weights(self, *inputs) -> Float[Tensor, "b g q k"]:
+        """The weights that ``forward``, given the same, mixes the values by and never holds, for those who want to see.
 
-        Shapes:  tokens  b n d
-                 return  b g q k    q = k = n; rows sum to 1
+        Shapes:  return  b g q k    rows sum to 1
         """
-        queries, keys, _ = self.split_heads(tokens)
+        queries, keys, _ = self.split_heads(*inputs)
         scores = einsum(queries, keys, "b g q e, b g k e -> b g q k") * self.scale
         return scores.softmax(dim=-1)
 

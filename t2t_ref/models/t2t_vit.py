@@ -62,8 +62,8 @@ class T2TViT(TokenClassifier):
         )
         self.grid = self.grid_of(self.img_size)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
-        table = sinusoid_table(1 + self.grid[0] * self.grid[1], embed_dim)
-        self.pos_embed = nn.Parameter(table, requires_grad=False)
+        n = self.num_prefix_tokens + self.grid[0] * self.grid[1]
+        self.pos_embed = nn.Parameter(sinusoid_table(n, embed_dim), requires_grad=False)
         self.pos_drop = nn.Dropout(drop_rate)
         block = partial(
             self.block_class,

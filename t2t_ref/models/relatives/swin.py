@@ -98,17 +98,17 @@ class WindowAttention(Attention):
     def attention_weights(
         self, windows: Float[Tensor, "windows n d"], mask: Bool[Tensor, "s q k"] | None = None
     ) -> Float[Tensor, "windows g q k"]:
-        """The weights that ``forward`` mixes the values by and never holds, for those who want to see them.
+        """The weights that ``forward``, given the same, mixes the values by and never holds, for those who want to see.
 
         Shapes:  windows  windows n d
                  mask     s q k
-                 return   windows g q k    q = k = n; rows sum to 1
+                 return   windows g q k    rows sum to 1
         """
         queries, keys, _ = self.split_heads(windows)
-        bias = self.bias(mask)
         scores = einsum(queries, keys, "windows g q e, windows g k e -> windows g q k") * self.scale
+        bias = self.bias(mask).to(scores.dtype)
         scores = rearrange(scores, "(b s) g q k -> b s g q k", s=bias.shape[0]) + bias
-        return rearrange(scores.softmax(dim=-1), "b s g q k -> (b s) g q k")
+        return rearrange(scores, "b s g q k -> (b s) g q k").softmax(dim=-1)
 
     def forward(
         self, windows: Float[Tensor, "windows n d"], mask: Bool[Tensor, "s q k"] | None = None
