@@ -1,8 +1,8 @@
 """Where images come from: bad files, odd ones, folders that do not agree, sets of the hub from a local copy."""
 
-import os
 import io
 import logging
+import os
 import random
 import sys
 
