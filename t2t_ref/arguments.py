@@ -1,5 +1,6 @@
-"""Arguments as people write them: one number for two, and names that are nearly right."""
+"""Arguments as people write them: one number for two, names that are nearly right, the words of a command line."""
 
+import argparse
 import difflib
 from collections.abc import Iterable
 
@@ -25,3 +26,14 @@ def check_known(kind: str, name: str, known: Iterable[str], error: type[Exceptio
         near = difflib.get_close_matches(str(name).lower(), known, n=3, cutoff=0.5)
         hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
         raise error(f"unknown {kind} {name!r}: {hint}known are {', '.join(known)}")
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose complaints are raised, so that a command can print them in one line as it does all others."""
+
+    def error(self, message: str):
+        """Called by argparse for what it cannot parse.
+
+        Raises:  ValueError
+        """
+        raise ValueError(message)

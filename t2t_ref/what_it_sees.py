@@ -1,4 +1,4 @@
-"""An older door: ``python -m t2t_ref.what_it_sees`` is ``python -m t2t_ref.experiments what_it_sees``."""
+"""The door ``python -m t2t_ref.what_it_sees``, an older name of ``python -m t2t_ref.experiments what_it_sees``."""
 
 import sys
 

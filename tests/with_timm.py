@@ -14,9 +14,9 @@ NAMED = []  # a library of operations lives as long as this
 
 
 def import_timm():
-    """timm, or a skipped test without it."""
+    """timm, or a skipped test file without it."""
     if find_spec("timm") is None:
-        pytest.skip("without timm")
+        pytest.skip("without timm", allow_module_level=True)
     try:
         import torchvision  # noqa: F401
     except RuntimeError:

@@ -15,7 +15,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 # from the ground up; a room is a folder or a file beside the folders
 FLOORS = (
-    ("_version", "arguments"),
+    ("_version", "arguments", "files"),
     ("models",),
     ("data", "inspection"),
     ("weights",),
@@ -50,7 +50,8 @@ def imports(path: Path, known: dict[str, Path]) -> set[str]:
 
 def room(module: str, path: Path) -> str:
     """The folder or file below t2t_ref that a module lies in. The package itself and its doors lie above all rooms."""
-    door = (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").startswith("The door ")
+    text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+    door = text.startswith(("The door ", "An older door"))
     return "above all" if door or module == "t2t_ref" else module.split(".")[1]
 
 

@@ -72,15 +72,20 @@ def verdict(arms: dict, pair: str) -> tuple[str, str, str]:
     return pair, words, interval(mean, half, "+")
 
 
+def ran_with(result: dict) -> list[str]:
+    seeds = dict.fromkeys(plain(accuracies(arm)) for arm in result["arms"].values())
+    found = [f"{name} {version}" for name, version in result["versions"].items()]
+    found.append(f"seeds {' or '.join(seeds)}")
+    return found + [result["recipe"]["loop"]] if "loop" in result["recipe"] else found
+
+
 def experiment(result: dict, pairs: list[str]) -> Found:
     rows, arms = summary(result), result["arms"]
-    (seeds,) = {tuple(accuracies(arm)) for arm in arms.values()}
-    rates = result.get("rates") or result["training"]["rates"]
+    rates = result["training"]["rates"]
     at_an_end = sum(row["rate"] in (min(rates), max(rates)) for row in rows)
     about = [
         result["device"],
-        *(f"{name} {version}" for name, version in result["versions"].items()),
-        f"seeds {plain(seeds)}",
+        *ran_with(result),
         f"learning rate: the best of {plain(rates)} for each arm, at an end of them for {at_an_end} of {len(rows)}",
         minutes(sum(row["seconds"] for row in rows)),
     ]
@@ -210,12 +215,11 @@ def bench_start(result: dict, pairs: list[str]) -> Found:
 
 
 def what_it_sees(result: dict) -> Found:
-    models = result["models"].values()
-    (seeds,) = {tuple(run["seed"] for run in model["runs"]) for model in models}
+    names = {"t2t": "T2T-ViT", "vit": "ViT", "resnet": "ResNet"}
+    models = [dict(name=names[kind], samples=arm["values"]["samples"], **arm) for kind, arm in result["arms"].items()]
     about = [
         result["device"],
-        *(f"{name} {version}" for name, version in result["versions"].items()),
-        f"seeds {plain(seeds)}",
+        *ran_with(result),
         minutes(sum(run["seconds"] for model in models for run in model["runs"])),
     ]
 
@@ -289,10 +293,10 @@ def markdown(path: Path, pairs: list[str]) -> list[str]:
     """A file of results/ as lines of Markdown."""
     result = json.loads(path.read_text())
     command = result["command"]
-    if "arms" in result:
-        about, came_out, lines = experiment(result, pairs)
-    elif "models" in result:
+    if "shifts" in result:
         about, came_out, lines = what_it_sees(result)
+    elif "arms" in result:
+        about, came_out, lines = experiment(result, pairs)
     else:
         about, came_out, lines = BENCHES[command.split()[3]](result, pairs)  # python -m t2t_ref.bench NAME
     said = ["", f"**Ran on:** {'; '.join(about)}.", "", f"**Came out:** {came_out}."]

@@ -76,10 +76,10 @@ def preprocess(image, img_size: int | tuple[int, int] = 224) -> Float[Tensor, "1
 
 
 def normalise(
-    images: UInt8[Tensor, "*b c h w"] | Float[Tensor, "*b c h w"],
+    images: UInt8[Tensor, "*lead c h w"] | Float[Tensor, "*lead c h w"],
     mean: Sequence[float] | Float[Tensor, "c"] = IMAGENET_MEAN,
     std: Sequence[float] | Float[Tensor, "c"] = IMAGENET_STD,
-) -> Float[Tensor, "*b c h w"]:
+) -> Float[Tensor, "*lead c h w"]:
     """Pixel values as standard deviations from the mean of their colour.
 
     Shapes:  images     ... c h w    bytes, or floats from 0 to 1
@@ -141,7 +141,7 @@ def to_rgb(image):
     import numpy as np
     from PIL import Image, ImageOps
 
-    sixteen_bits = ";16" in image.mode or image.format in SIXTEEN_BITS
+    sixteen_bits = ";16" in image.mode or (image.mode == "I" and image.format in SIXTEEN_BITS)
     if 0 in image.size:
         raise ValueError(f"an image of {image.width} x {image.height} pixels is empty")
     if orientation(image) != 1:  # cameras store a turned picture and say so in a tag

@@ -59,7 +59,7 @@ class Experiment:
     tested: int = TEST_SAMPLES
     watch: Callable[[nn.Module, int], dict | None] | None = None
     look: Callable[[nn.Module], dict] | None = None
-    keep: Callable[[str, nn.Module, Recipe, dict, Path], None] | None = None
+    keep: Callable[[str, nn.Module, Recipe, dict, Path], object] | None = None
     about: dict = field(default_factory=dict)
 
 

@@ -15,13 +15,14 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float]:
     Raises:  ValueError for fewer than two values, which have no spread
     Source:  Student, "The probable error of a mean", Biometrika 6, 1908
     """
-    from scipy import stats  # not at the top: it takes longer to import than all the rest
+    from scipy.special import stdtrit  # not at the top: these take longer to import than all the rest
+    from scipy.stats import sem
 
     n = len(values)
     if n < 2:
         raise ValueError(f"found {n} value(s), expected at least 2: a single run has no spread")
     # as ttest_1samp(values, 0).confidence_interval(), which warns of values that are all equal
-    return sum(values) / n, float(stats.sem(values) * stats.t.ppf(0.975, n - 1))
+    return sum(values) / n, float(sem(values) * stdtrit(n - 1, 0.975))
 
 
 def paired_interval(arm: dict, base: dict) -> tuple[float, float]:

@@ -2,7 +2,7 @@
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
+from einops import einsum, rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -71,6 +71,16 @@ class Attention(nn.Module):
         qkv = rearrange(self.qkv(tokens), "b n (three g e) -> three b g n e", three=3, g=self.num_heads)
         queries, keys, values = qkv
         return queries, keys, values
+
+    def attention_weights(self, tokens: Float[Tensor, "b n d"]) -> Float[Tensor, "b g q k"]:
+        """The weights that ``forward`` mixes the values by and never holds, for those who want to see them.
+
+        Shapes:  tokens  b n d
+                 return  b g q k    q = k = n; rows sum to 1
+        """
+        queries, keys, _ = self.split_heads(tokens)
+        scores = einsum(queries, keys, "b g q e, b g k e -> b g q k") * self.scale
+        return scores.softmax(dim=-1)
 
     def forward(self, tokens: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
         queries, keys, values = self.split_heads(tokens)

@@ -151,7 +151,7 @@ class Classifier(nn.Module):
         self.num_classes = num_classes
         for name in self.head_names:
             head = self.make_head()
-            init_weights(head)
+            head.apply(init_weights)
             setattr(self, name, head)
 
     def no_weight_decay(self) -> set[str]:
@@ -159,6 +159,10 @@ class Classifier(nn.Module):
         return set()
 
     # ---- looking inside
+
+    def finish(self, tokens: Float[Tensor, "b n d"]) -> Float[Tensor, "b m d"]:
+        """What turns the tokens of the last block into features: here the last norm."""
+        return self.norm(tokens)
 
     def block_outputs(
         self, image: Float[Tensor, "b c h w"]
@@ -215,7 +219,7 @@ class Classifier(nn.Module):
                 intermediates.append((seen, prefix) if return_prefix_tokens else seen)
             if stop_early and index == max(wanted):
                 break
-        return intermediates if intermediates_only else (self.norm(tokens), intermediates)
+        return intermediates if intermediates_only else (self.finish(tokens), intermediates)
 
 
 class TokenClassifier(Classifier):

@@ -60,7 +60,7 @@ class T2TViT(TokenClassifier):
             performer_drop_rate=performer_drop_rate,
             performer_epsilon=performer_epsilon,
         )
-        self.grid = self.tokens_to_token.grid
+        self.grid = self.grid_of(self.img_size)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
         table = sinusoid_table(1 + self.grid[0] * self.grid[1], embed_dim)
         self.pos_embed = nn.Parameter(table, requires_grad=False)

@@ -81,7 +81,8 @@ class ViT(TokenClassifier):
         self.patch_embed = PatchEmbed(patch_size, in_chans, embed_dim)
         self.grid = self.grid_of(self.img_size)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
-        self.pos_embed = nn.Parameter(torch.zeros(1, 1 + self.grid[0] * self.grid[1], embed_dim))
+        n = self.num_prefix_tokens + self.grid[0] * self.grid[1]
+        self.pos_embed = nn.Parameter(torch.zeros(1, n, embed_dim))
         self.pos_drop = nn.Dropout(drop_rate)
         block = partial(
             self.block_class,

@@ -10,6 +10,8 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import get_origin
 
+from t2t_ref.arguments import Parser
+from t2t_ref.train.log import escape_unknown_letters
 from t2t_ref.train.recipes import RECIPES, Options, Recipe, check_field, find_recipe
 from t2t_ref.train.stopping import CannotStart, Interrupted, NotFinite
 
@@ -52,17 +54,6 @@ def option_of(word: str) -> tuple[str, object]:
         return name, ast.literal_eval(text)
     except (ValueError, SyntaxError):
         return name, {"none": None, "true": True, "false": False}.get(text.lower(), text)
-
-
-class Parser(argparse.ArgumentParser):
-    """A parser whose complaints are raised, to be printed as one line."""
-
-    def error(self, message: str):
-        """Called by argparse for what it cannot parse.
-
-        Raises:  ValueError
-        """
-        raise ValueError(message)
 
 
 def make_parser() -> Parser:
@@ -160,6 +151,7 @@ def evaluate_run(folder: Path, options: argparse.Namespace) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line. Returns the exit status: 1 if training failed, 2 if it could not start."""
+    escape_unknown_letters()
     rank = int(os.environ.get("RANK", 0))
     who = f"t2t_ref.train: process {rank}: " if rank else "t2t_ref.train: "
     try:
@@ -171,9 +163,6 @@ def main(argv: list[str] | None = None) -> int:
     except (ValueError, ImportError) as error:
         print(f"{who}{error}", file=sys.stderr)
         return 2
-    for stream in (sys.stdout, sys.stderr):  # names of files may have letters that the terminal does not know
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")
     output = options.output or f"runs/{options.recipe.replace('_', '-')}-seed{recipe.seed}"
     try:
         if options.evaluate:

@@ -1,4 +1,4 @@
-"""An older door: ``python -m t2t_ref.train.compare`` is ``python -m t2t_ref.experiments digits``."""
+"""The door ``python -m t2t_ref.train.compare``, an older name of ``python -m t2t_ref.experiments digits``."""
 
 import sys
 

@@ -89,3 +89,10 @@ def printable(text: str) -> str:
     """Text with escapes for letters that standard output does not know: names of files may be in any encoding."""
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
     return text.encode(encoding, "backslashreplace").decode(encoding)
+
+
+def escape_unknown_letters() -> None:
+    """The same for all that a command prints."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # not in a notebook
+            stream.reconfigure(errors="backslashreplace")

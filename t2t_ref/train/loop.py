@@ -15,7 +15,7 @@ from torch import nn
 
 from t2t_ref.create import create_model
 from t2t_ref.data.sources import open_data
-from t2t_ref.inspection.tables import count_parameters
+from t2t_ref.inspection import count_parameters
 from t2t_ref.train import sampling
 from t2t_ref.train.log import Log, logging_to, printable
 from t2t_ref.train.recipes import Recipe, find_recipe

@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 
+from t2t_ref.files import write_whole
 from t2t_ref.train.stopping import CannotStart
 
 KEPT = 2  # the last good state, and the one before it in case the last cannot be read
@@ -61,20 +62,16 @@ def save_state(folder: Path, state: dict) -> Path:
     Raises:  OSError if it cannot be written; the states that are there stay
     """
     path = folder / "state" / f"{state['position']['update']:09d}.pt"
-    partial = path.with_suffix(".partial")  # not *.pt: no half-written file is ever taken for a state
     path.parent.mkdir(exist_ok=True)
-    try:
-        with open(partial, "wb") as file:
+
+    def write(draft: Path) -> None:
+        with draft.open("wb") as file:  # torch hides what is wrong with the disk, a file of Python's does not
             torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
+
+    write_whole(path, write)  # the draft is no *.pt: no half-written file is ever taken for a state
     fsync_folder(path.parent)
-    for old in states_of(folder)[KEPT:]:
-        old.unlink()
+    for old in [*states_of(folder)[KEPT:], *path.parent.glob("*.partial")]:
+        old.unlink(missing_ok=True)
     return path
 
 

@@ -28,7 +28,7 @@ from t2t_ref.weights.released import RELEASE
 
 ENTRIES = ("state_dict", "net", "model", "model_state_dict", "module", "weights", "params")  # the first there is taken
 AVERAGED = re.compile(r"(?<![a-z])(ema|ewma|swa|avg|averaged?|polyak|shadow)(?![a-z])", re.IGNORECASE)
-NO_WEIGHTS = re.compile(r"optim|sched|scaler|callback|loop|rng|random|^opt$", re.IGNORECASE)  # tensors of other things
+NO_WEIGHTS = re.compile(r"optimizer|^opt(im)?$|sched|scaler|callback|^loops?$|rng|random_state", re.IGNORECASE)
 NETWORK_ERRORS = (urllib.error.URLError, http.client.HTTPException, ssl.SSLError, ConnectionError, TimeoutError)
 
 
@@ -75,11 +75,11 @@ def read_weights(
 
 
 def tensors_in(content: object, keys: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Mapping | list]]:
-    """Every dict and list in ``content`` that holds tensors for the most part, with the keys that lead to it."""
+    """Every dict and list in ``content`` whose values are mostly tensors, with the keys that lead to it."""
     values = list(content.values()) if isinstance(content, Mapping) else content
     if not isinstance(values, (list, tuple)) or len(keys) > 4:
         return
-    if 2 * sum(isinstance(value, Tensor) for value in values) > len(values):
+    if 2 * sum(isinstance(value, Tensor) and value.ndim > 0 for value in values) > len(values):
         yield keys, content
     names = content.keys() if isinstance(content, Mapping) else range(len(values))
     for name, value in zip(names, values, strict=True):
@@ -103,13 +103,15 @@ def find_weights(content: object, use_ema: bool, origin: str) -> tuple[Mapping, 
             "use_ema=False asks for the others"
         )
     if not sets:
-        inside = ", ".join(f"{key} ({type(value).__name__})" for key, value in list(content.items())[:8])
+        kinds = {key: f"{type(value).__module__}.{type(value).__name__}" for key, value in list(content.items())[:8]}
+        inside = ", ".join(f"{key} ({kind.removeprefix('builtins.')})" for key, kind in kinds.items())
         raise ValueError(f"{origin} holds no weights: found {inside or 'an empty dict'}")
 
     def claim(key: str) -> tuple[int, int]:
         return min((ENTRIES.index(k) for k in key.split(".") if k in ENTRIES), default=len(ENTRIES)), -len(sets[key])
 
-    taken = choose(sorted(sets, key=claim), use_ema, origin, lambda first, second: claim(first) < claim(second))
+    large = [key for key in sets if 2 * len(sets[key]) > max(map(len, sets.values()))]  # a small one is of another use
+    taken = choose(sorted(large, key=claim), use_ema, origin, lambda first, second: claim(first) < claim(second))
     left = ", ".join(key for key in sets if key != taken and key)
     which = "the averaged weights were taken; " if AVERAGED.search(taken) else ""
     return sets[taken], taken, (f"{which}also in the file: {left}",) if left else ()
@@ -199,7 +201,7 @@ def stand_in(name: str) -> type:
     """A class that torch.load puts in the place of ``name``: it takes anything, keeps nothing and does nothing."""
     module, _, own = name.rpartition(".")
     nothing = {"__init__": lambda self, *args: None, "__setstate__": lambda self, state: None}
-    return type(f"{module.partition('.')[0]} object", (), nothing | {"__module__": module, "__qualname__": own})
+    return type(own, (), nothing | {"__module__": module, "__qualname__": own})
 
 
 # what training scripts leave beside the weights: their settings, and numpy's numbers and arrays, old names and new
@@ -271,7 +273,10 @@ def read_safetensors(path: Path, name: str) -> tuple[dict[str, Tensor], dict]:
 
 STARTS = (  # the first bytes, and what they say
     (rb"version https://git-lfs", "a Git LFS pointer, not the file that it stands for: fetch that with 'git lfs pull'"),
-    (rb"(\xef\xbb\xbf)?\s*<(!doctype|html|head|\?xml)", "a web page, not weights: fetch the file itself, not the page"),
+    (
+        rb"(\xef\xbb\xbf)?\s*<(!doctype|html|head|\?xml)",
+        "a web page, not weights: fetch the file itself, not the page about it",
+    ),
     (rb"\x1f\x8b|BZh|\xfd7zXZ|\x28\xb5\x2f\xfd|7z\xbc\xaf\x27\x1c|Rar!", "a compressed archive: unpack it first"),
     (rb"\x93NUMPY", "an array of numpy's, without the names that weights need"),
     (rb"\x89HDF", "an HDF5 file, such as Keras writes: convert it to a PyTorch state dict"),

@@ -1,5 +1,6 @@
 """Weights into a model: names, heads, position tables, shapes, and a report of it all (chapter 14)."""
 
+import functools
 import math
 import os
 import re
@@ -272,7 +273,7 @@ def stored_grid(
 ) -> tuple[int, int]:
     """(rows, columns) of a stored table: as given, as written down, else a square.
 
-    Raises:  as :func:`resize_tables`
+    Raises:  ValueError as :func:`resize_tables`
     """
     if given is not None:
         if math.prod(given) != cells:
@@ -360,14 +361,20 @@ def complaint(origin: str, weights: dict, problems: dict[str, list[Entry]]) -> l
     return lines
 
 
+@functools.cache
+def variant_shapes() -> dict[str, dict[str, tuple[int, ...]]]:
+    """The shapes of every variant without its head, by the variant's name."""
+    with torch.device("meta"):
+        return {name: shapes_of(build(name, num_classes=0).state_dict()) for name in VARIANTS}
+
+
 def looks_like(weights: dict) -> list[str]:
     """Names of the variants that have these weights' names, heads aside, and nearly all of their shapes."""
+    found = shapes_of(weights)
     names = []
-    for name in VARIANTS:
-        with torch.device("meta"):
-            model = build(name, num_classes=0)
-        own = {entry: tuple(value.shape) for entry, value in model.state_dict().items()}
-        theirs = {e: s for e, s in shapes_of(weights).items() if e.rpartition(".")[0] not in model.head_names}
-        if theirs.keys() == own.keys() and sum(own[e] == theirs[e] for e in own) > 0.9 * len(own):
+    for name, own in variant_shapes().items():
+        heads = VARIANTS[name].model.head_names
+        body = {entry: shape for entry, shape in found.items() if entry.rpartition(".")[0] not in heads}
+        if body.keys() == own.keys() and sum(body[entry] == own[entry] for entry in own) > 0.9 * len(own):
             names.append(name)
     return names

@@ -17,7 +17,7 @@ from pybtex.database import parse_file, parse_string
 from torch import nn
 
 import t2t_ref
-from t2t_ref.experiments import runs as experiments
+from t2t_ref import experiments
 from t2t_ref.models.token_performer import TokenPerformer
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -73,7 +73,7 @@ def rows(lines: list[str]) -> list[list[str]]:
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| ")]
 
 
-@pytest.mark.parametrize("name", experiments.EXPERIMENTS)
+@pytest.mark.parametrize("name", [name for name in experiments.EXPERIMENTS if name != "what_it_sees"])
 def test_the_tables_of_an_experiment(name):
     result = json.loads((RESULTS / f"{name}.json").read_text())
     lines = results_tables.markdown(RESULTS / f"{name}.json", shown()[name])

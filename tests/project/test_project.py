@@ -1,5 +1,6 @@
 """The project around the package: address, pairing, rules, figures, and that each of these checks can fail."""
 
+import ast
 import base64
 import io
 import re
@@ -296,6 +297,26 @@ def test_importing_the_package_is_light():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     new = set(done.stdout.split())
     assert "t2t_ref" in new and {"matplotlib", "PIL", "accelerate"} <= heavy and not new & heavy
+
+
+EXTRAS = {"train", "experiments", "bench", "book", "sources.py", "digits.py"}  # whose packages come with an extra
+ON_DEMAND = {"huggingface_hub"}  # asked for by those who use it, with a message that says so
+
+
+def test_what_the_package_imports_is_what_it_asks_for():
+    """`pip install t2t-ref`, and nothing else: imports inside of functions count as well."""
+    needs = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    names = {need.split(">=")[0] for need in needs}
+    asked = {{"pillow": "PIL"}.get(name, name) for name in names} | {"t2t_ref"} | set(sys.stdlib_module_names)
+    found = set()
+    for path in (ROOT / "t2t_ref").rglob("*.py"):
+        if not EXTRAS & set(path.relative_to(ROOT / "t2t_ref").parts):
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+                names += [node.module] if isinstance(node, ast.ImportFrom) else []
+                found |= {name.partition(".")[0] for name in names}
+    assert {"torch", "numpy", "PIL", "safetensors"} <= found
+    assert found <= asked | ON_DEMAND
 
 
 def test_bounds_are_loose_and_pins_are_exact():

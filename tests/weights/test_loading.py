@@ -4,9 +4,11 @@ import re
 
 import pytest
 import torch
-from small import refuses, same, state, tiny
+from small import TINY, refuses, same, state, tiny
 
-from t2t_ref import ViT, create_model, load_checkpoint, resize_position_table, save_checkpoint
+from t2t_ref import T2TViT, ViT, create_model, load_checkpoint, resize_position_table, save_checkpoint
+from t2t_ref.models.classifier import remember_arguments
+from t2t_ref.weights import Stored
 
 
 def test_the_random_features_come_from_the_file(trained):
@@ -216,6 +218,46 @@ def test_a_vit_is_adapted_too():
     load_checkpoint(model, state(trained))
     torch.testing.assert_close(model.pos_embed, resize_position_table(trained.pos_embed, (4, 4), (2, 6)))
     assert model.pos_embed.requires_grad
+
+
+class TwoHeads(T2TViT):
+    """As relatives are: two prefix tokens, two heads, and a second table on a grid of its own."""
+
+    head_names = ("head", "head_dist")
+    num_prefix_tokens = 2
+
+    @remember_arguments
+    def __init__(self, img_size=64, num_classes=5):
+        super().__init__(**(TINY | dict(img_size=img_size, num_classes=num_classes)))
+        self.head_dist = torch.nn.Linear(24, num_classes)
+        rows, columns = self.grid
+        self.pos_embed = torch.nn.Parameter(torch.rand(1, 2 + rows * columns, 24))
+        self.pos_half = torch.nn.Parameter(torch.rand(1, rows * columns // 4, 24))
+
+    def position_tables(self, size=None):
+        rows, columns = self.grid_of(size) if size else self.grid
+        return {"pos_embed": (rows, columns), "pos_half": (rows // 2, columns // 2)}
+
+    def resize_table(self, name, table, grid, new_grid):
+        return resize_position_table(table, grid, new_grid, num_prefix_tokens=2 if name == "pos_embed" else 0)
+
+
+def test_a_model_of_several_tables_and_heads():
+    trained, model = TwoHeads(), TwoHeads(img_size=(64, 128), num_classes=3)
+    report = load_checkpoint(model, state(trained))
+    torch.testing.assert_close(model.pos_embed[:, :2], trained.pos_embed[:, :2])
+    torch.testing.assert_close(model.pos_half, trained.resize_table("pos_half", trained.pos_half, (2, 2), (2, 4)))
+    assert [entry.note for entry in report.adapted] == ["grid 4x4 resized to 4x8", "grid 2x2 resized to 2x4"]
+    assert {entry.name.partition(".")[0] for entry in report.skipped} == {"head", "head_dist"}
+    one_head = {name: entry for name, entry in state(trained).items() if "head_dist" not in name}
+    report = load_checkpoint(TwoHeads(), one_head)
+    assert [entry.name for entry in report.skipped] == ["head_dist.weight", "head_dist.bias"]
+
+    wide = TwoHeads(img_size=(64, 128))  # where the file says its size, no table need be square
+    refuses(TwoHeads(), state(wide), ValueError, "32 positions, which is no square")
+    stored = Stored(state(wide), "wide", arguments={"img_size": (64, 128)})
+    report = load_checkpoint(TwoHeads(), stored)
+    assert [entry.note for entry in report.adapted] == ["grid 4x8 resized to 4x4", "grid 2x4 resized to 2x2"]
 
 
 def test_another_variant_is_refused_by_name():
