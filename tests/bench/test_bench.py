@@ -204,7 +204,7 @@ def test_the_products_are_run_as_recorded():
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells what a program itself has held")
 def test_memory_is_that_of_the_child_alone():
     ballast = torch.ones(300_000_000)  # 1.2 GB in this process, which a child's ru_maxrss would begin with
-    ours = commands.highest_memory("cpu") / 1e6
+    ours = bench.highest_memory("cpu") / 1e6
     case = bench.Case("t2t_vit_t_14", batch=4)
     peaks = {name: bench.peak_memory(name, case) for name in ("plain", "readable")}
     # a child holds what this process held before the ballast, or less, and one model
