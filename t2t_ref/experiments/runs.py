@@ -30,7 +30,7 @@ from t2t_ref import train
 from t2t_ref.data.digits import SPLITS, ScatteredDigits
 from t2t_ref.data.sources import TEST_SAMPLES, Data, open_data
 from t2t_ref.experiments.arms import SHORT, Experiment, build_model, recipe_of, redraw_directions
-from t2t_ref.inspection.tables import count_macs, count_parameters
+from t2t_ref.inspection import count_macs, count_parameters
 from t2t_ref.train.evaluate import evaluate
 from t2t_ref.train.recipes import Recipe
 from t2t_ref.train.sampling import generators_kept

@@ -20,6 +20,7 @@ from t2t_ref.create import create_model
 from t2t_ref.data.digits import ScatteredDigits
 from t2t_ref.experiments.arms import DATA, MEAN, PERFORMER, STD, VIT_ARM, Experiment, build_model, scattered
 from t2t_ref.experiments.resnet import ResNet
+from t2t_ref.inspection import eval_without_gradients, tap, token_attention_maps, token_maps
 from t2t_ref.inspection.statistics import (
     channel_health,
     channel_similarity,
@@ -27,7 +28,6 @@ from t2t_ref.inspection.statistics import (
     layer_similarity,
     shift_response,
 )
-from t2t_ref.inspection.tables import eval_without_gradients, tap, token_attention_maps, token_maps
 from t2t_ref.models.t2t_vit import T2TViT
 from t2t_ref.models.vit import ViT
 from t2t_ref.train import Recipe
