@@ -13,6 +13,7 @@ source, the fields of records with their comments, and three directives for what
 
 import ast
 import contextlib
+import dataclasses
 import importlib
 import inspect
 import io
@@ -21,7 +22,6 @@ import pkgutil
 import re
 import sys
 import textwrap
-from dataclasses import is_dataclass
 from functools import cache
 from pathlib import Path
 from unittest import mock
@@ -29,7 +29,6 @@ from unittest import mock
 from docutils import nodes
 from docutils.statemachine import StringList
 from sphinx import addnodes
-from sphinx.ext import autodoc
 from sphinx.util.docutils import SphinxDirective
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -154,17 +153,24 @@ def row(name: str, value: str, comment: str) -> str:
 
 
 def fields(record: type) -> list[str]:
-    """The annotated names of a class with their types, defaults and comments; comments alone are headings."""
+    """The annotated names of a class with their types, defaults and comments; comments alone are headings.
+
+    Fields that carry their own help and heading, as those of a recipe do, are shown with these.
+    """
+    told = {each.name: each for each in dataclasses.fields(record) if "help" in each.metadata}
     source = textwrap.dedent(inspect.getsource(record))
     lines, rows, before = source.splitlines(), [], 0
     for node in ast.parse(source).body[0].body:
         if isinstance(node, ast.AnnAssign):
             headings = [line.strip("# ") for line in lines[before : node.lineno - 1] if line.lstrip().startswith("#")]
+            own = told[node.target.id].metadata if node.target.id in told else {}
+            headings += [own["heading"]] if own.get("heading") else []
             rows += [text for heading in headings for text in ("", f"**{inline(heading)}**", "")]
             value = ast.get_source_segment(source, node.value) if node.value else ""
             value = "" if value.startswith("field(") else value
+            value = ast.get_source_segment(source, node.value.args[0]) if own else value
             kind = " = ".join(filter(None, [ast.unparse(node.annotation), value]))
-            rows.append(row(ast.unparse(node.target), f"``{kind}``", comment_behind(node, lines)))
+            rows.append(row(ast.unparse(node.target), f"``{kind}``", own.get("help") or comment_behind(node, lines)))
         before = node.end_lineno
     return rows
 
@@ -207,7 +213,7 @@ def process_docstring(app, what, name, thing, options, lines) -> None:
         if (rows or bases) and result and not result[-1].startswith((":", " ")):
             result.append("")
         if rows:
-            result.append(f":{'Fields' if is_dataclass(thing) else 'Attributes'}:")
+            result.append(f":{'Fields' if dataclasses.is_dataclass(thing) else 'Attributes'}:")
             result += [f"    {line}" if line else "" for line in rows]
         if bases:
             shown = (f":class:`~{b.__module__}.{b.__name__}`" if ours(b) else f"``{b.__name__}``" for b in bases)
@@ -221,7 +227,7 @@ def process_docstring(app, what, name, thing, options, lines) -> None:
 
 def process_signature(app, what, name, thing, options, signature, returned):
     # the fields of a record say the same, with their comments
-    if what == "class" and (is_dataclass(thing) or signature.startswith(("(*args", "(iterable"))):
+    if what == "class" and (dataclasses.is_dataclass(thing) or signature.startswith(("(*args", "(iterable"))):
         return "", ""
 
 
@@ -293,7 +299,8 @@ def modules() -> list[str]:
     """The modules of the package by their full names, without private ones and the doors of three lines."""
     found = pkgutil.walk_packages(importlib.import_module(PACKAGE).__path__, f"{PACKAGE}.")
     names = [module.name for module in found if not module.name.rpartition(".")[2].startswith("_")]
-    return [name for name in names if not importlib.import_module(name).__doc__.startswith("The door ")]
+    doors = ("The door ", "An older door")
+    return [name for name in names if not importlib.import_module(name).__doc__.startswith(doors)]
 
 
 def first_sentence(thing: object) -> str:
@@ -385,8 +392,6 @@ class CommandLine(SphinxDirective):
 def setup(app):
     app.setup_extension("sphinx.ext.autodoc")
     app.setup_extension("sphinx.ext.linkcode")
-    # it hands its arguments on to __init__, whose signature is the one to show
-    autodoc._CLASS_NEW_BLACKLIST.append(f"{PACKAGE}.classifier.TokenClassifier.__new__")
     app.connect("config-inited", read_address)
     app.connect("autodoc-process-docstring", process_docstring)
     app.connect("autodoc-process-signature", process_signature)

@@ -30,7 +30,7 @@ def pieces(batch: int = 8) -> dict[str, dict[str, Callable[[], Tensor]]]:
     layer, split, last, project = module.attention1, module.soft_split0, module.soft_split2, module.project
 
     def performer(function):
-        k, q, v = keys_queries_values.chunk(3, dim=-1)
+        k, q, v = rearrange(keys_queries_values, "b n (three e) -> three b n e", three=3)
         return function(q, k, v, layer.w)
 
     def pixel_major(images, split, layer):

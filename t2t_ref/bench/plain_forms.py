@@ -63,7 +63,7 @@ class PlainTokenPerformer(TokenPerformer):
 
     def attend(self, tokens: Float[Tensor, "b n d"]) -> Float[Tensor, "b n e"]:
         """Attention with the values as shortcut, by :func:`t2t_ref.plain_performer_attention`."""
-        keys, queries, values = self.kqv(tokens).chunk(3, dim=-1)
+        keys, queries, values = rearrange(self.kqv(tokens), "b n (three e) -> three b n e", three=3)
         mixed = plain_performer_attention(queries, keys, values, self.w, self.epsilon)
         return values + self.drop(self.proj(mixed))
 

@@ -10,7 +10,7 @@ import matplotlib.pyplot as plt
 import torch
 
 from t2t_ref.create import create_model
-from t2t_ref.inspection.tables import shape_table
+from t2t_ref.inspection import shape_table
 
 # Okabe and Ito's palette: one meaning, one colour, in the whole book
 QUERY, KEY, VALUE, TOKEN, OTHER = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#767676"

@@ -31,7 +31,7 @@ from t2t_ref.inspection.statistics import (
 from t2t_ref.models.t2t_vit import T2TViT
 from t2t_ref.models.vit import ViT
 from t2t_ref.train import Recipe
-from t2t_ref.weights.loading import load_checkpoint, load_model, save_checkpoint
+from t2t_ref.weights import load_checkpoint, load_model, save_checkpoint
 
 DIGITS = dict(digit_size=DATA["digit_size"], contrast=0.5)
 NAMES = {"t2t": "T2T-ViT", "vit": "ViT", "resnet": "ResNet"}
@@ -84,7 +84,7 @@ def feature_maps(model: nn.Module, image: Float[Tensor, "b c h w"]) -> dict[str,
     """
     h, w = image.shape[-2:]
     if isinstance(model, T2TViT | ViT):
-        grids = {"into blocks.0": model.token_grid((h, w))}
+        grids = {"into blocks.0": model.grid_of((h, w))}
         grids |= {f"blocks.{i}": grids["into blocks.0"] for i in range(len(model.blocks))}
         if isinstance(model, T2TViT):
             module, grid, early = model.tokens_to_token, (h, w), {}

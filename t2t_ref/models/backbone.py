@@ -2,7 +2,7 @@
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
+from einops import einsum, rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -15,7 +15,7 @@ class Mlp(nn.Module):
     Source:  paper, Eq. (5), its MLP; state-dict names as in the authors' code
     """
 
-    def __init__(self, dim: int, hidden_dim: int, drop_rate: float = 0.0):
+    def __init__(self, dim: int, hidden_dim: int, *, drop_rate: float = 0.0):
         super().__init__()
         self.fc1 = nn.Linear(dim, hidden_dim)
         self.act = nn.GELU()
@@ -40,10 +40,11 @@ class Attention(nn.Module):
         self,
         dim: int,
         num_heads: int,
+        *,
         qkv_bias: bool = False,
         qk_scale: float | None = None,
-        attn_drop_rate: float = 0.0,
         drop_rate: float = 0.0,
+        attn_drop_rate: float = 0.0,
     ):
         super().__init__()
         if dim % num_heads:
@@ -51,9 +52,13 @@ class Attention(nn.Module):
         self.num_heads = num_heads
         self.scale = (dim // num_heads) ** -0.5 if qk_scale is None else qk_scale
         self.attn_drop_rate = attn_drop_rate
-        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
+        self.make_qkv(dim, bias=qkv_bias)
         self.proj = nn.Linear(dim, dim)
         self.proj_drop = nn.Dropout(drop_rate)
+
+    def make_qkv(self, dim: int, *, bias: bool) -> None:
+        """Make the layers that ``split_heads`` uses. Chapter 13 has others."""
+        self.qkv = nn.Linear(dim, 3 * dim, bias=bias)
 
     def split_heads(
         self, tokens: Float[Tensor, "b n d"]
@@ -66,6 +71,16 @@ class Attention(nn.Module):
         qkv = rearrange(self.qkv(tokens), "b n (three g e) -> three b g n e", three=3, g=self.num_heads)
         queries, keys, values = qkv
         return queries, keys, values
+
+    def attention_weights(self, tokens: Float[Tensor, "b n d"]) -> Float[Tensor, "b g q k"]:
+        """The weights that ``forward`` mixes the values by and never holds, for those who want to see them.
+
+        Shapes:  tokens  b n d
+                 return  b g q k    q = k = n; rows sum to 1
+        """
+        queries, keys, _ = self.split_heads(tokens)
+        scores = einsum(queries, keys, "b g q e, b g k e -> b g q k") * self.scale
+        return scores.softmax(dim=-1)
 
     def forward(self, tokens: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
         queries, keys, values = self.split_heads(tokens)
@@ -113,23 +128,29 @@ class Block(nn.Module):
     Source:  paper, Eq. (5)
     """
 
+    attention_class, mlp_class = Attention, Mlp  # chapter 13 derives blocks with others
+
     def __init__(
         self,
         dim: int,
         num_heads: int,
         mlp_ratio: float = 4.0,
+        *,
         qkv_bias: bool = False,
         qk_scale: float | None = None,
         drop_rate: float = 0.0,
         attn_drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
+        norm_eps: float = 1e-5,
     ):
         super().__init__()
-        self.norm1 = nn.LayerNorm(dim)
-        self.attn = Attention(dim, num_heads, qkv_bias, qk_scale, attn_drop_rate, drop_rate)
+        self.norm1 = nn.LayerNorm(dim, eps=norm_eps)
+        self.attn = self.attention_class(
+            dim, num_heads, qkv_bias=qkv_bias, qk_scale=qk_scale, drop_rate=drop_rate, attn_drop_rate=attn_drop_rate
+        )
         self.drop_path = DropPath(drop_path_rate)
-        self.norm2 = nn.LayerNorm(dim)
-        self.mlp = Mlp(dim, int(dim * mlp_ratio), drop_rate)
+        self.norm2 = nn.LayerNorm(dim, eps=norm_eps)
+        self.mlp = self.mlp_class(dim, int(dim * mlp_ratio), drop_rate=drop_rate)
 
     def forward(self, tokens: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
         tokens = tokens + self.drop_path(self.attn(self.norm1(tokens)))

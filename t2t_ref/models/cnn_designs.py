@@ -3,7 +3,8 @@
 A block of another design takes the place of :class:`Block`; everything around the blocks is T2TViT, or ViT, as it is.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -11,10 +12,10 @@ from einops import rearrange, reduce
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from t2t_ref.models.backbone import Attention, Block, Mlp
-from t2t_ref.models.classifier import TokenClassifier, init_weights
-from t2t_ref.models.t2t_vit import T2TViT
-from t2t_ref.models.vit import ViT
+from t2t_ref.models.backbone import Attention, Block
+from t2t_ref.models.classifier import remember_arguments
+from t2t_ref.models.t2t_vit import T2TViT, Variant
+from t2t_ref.models.vit import ViT, ViTVariant
 
 # ---- squeeze-and-excitation
 
@@ -50,16 +51,8 @@ class SEAttention(Attention):
     Source:  authors' code: after ``proj``, before the dropout
     """
 
-    def __init__(
-        self,
-        dim: int,
-        num_heads: int,
-        qkv_bias: bool = False,
-        qk_scale: float | None = None,
-        attn_drop_rate: float = 0.0,
-        drop_rate: float = 0.0,
-    ):
-        super().__init__(dim, num_heads, qkv_bias, qk_scale, attn_drop_rate, drop_rate)
+    def __init__(self, dim: int, num_heads: int, **options):
+        super().__init__(dim, num_heads, **options)
         self.se_layer = SqueezeExcite(dim)
 
     def forward(self, tokens: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
@@ -78,19 +71,7 @@ class SEBlock(Block):
              return  b n d
     """
 
-    def __init__(
-        self,
-        dim: int,
-        num_heads: int,
-        mlp_ratio: float = 4.0,
-        qkv_bias: bool = False,
-        qk_scale: float | None = None,
-        drop_rate: float = 0.0,
-        attn_drop_rate: float = 0.0,
-        drop_path_rate: float = 0.0,
-    ):
-        super().__init__(dim, num_heads, mlp_ratio, qkv_bias, qk_scale, drop_rate, attn_drop_rate, drop_path_rate)
-        self.attn = SEAttention(dim, num_heads, qkv_bias, qk_scale, attn_drop_rate, drop_rate)
+    attention_class = SEAttention
 
 
 class SET2TViT(T2TViT):
@@ -144,28 +125,17 @@ class GhostAttention(Attention):
     Source:  Han et al. 2020, "GhostNet"; ``Attention_ghost`` of the authors' code
     """
 
-    def __init__(
-        self,
-        dim: int,
-        num_heads: int,
-        qkv_bias: bool = False,
-        qk_scale: float | None = None,
-        attn_drop_rate: float = 0.0,
-        drop_rate: float = 0.0,
-    ):
-        super().__init__(dim, num_heads, qkv_bias, qk_scale, attn_drop_rate, drop_rate)
+    def make_qkv(self, dim: int, *, bias: bool) -> None:
+        """Make three linear layers of half the width, and the operations that double it."""
         if dim % 2:
             raise ValueError(f"a width of {dim} has no half for the ghosts")
-        proj, proj_drop = self.proj, self.proj_drop
-        del self.qkv, self.proj, self.proj_drop  # put back below: the weights come in the authors' order
         half = dim // 2
-        self.q = nn.Linear(dim, half, bias=qkv_bias)
-        self.k = nn.Linear(dim, half, bias=qkv_bias)
-        self.v = nn.Linear(dim, half, bias=qkv_bias)
+        self.q = nn.Linear(dim, half, bias=bias)
+        self.k = nn.Linear(dim, half, bias=bias)
+        self.v = nn.Linear(dim, half, bias=bias)
         self.cheap_operation_q = ghost_operation(half)
         self.cheap_operation_k = ghost_operation(half)
         self.cheap_operation_v = ghost_operation(half)
-        self.proj, self.proj_drop = proj, proj_drop
 
     def split_heads(
         self, tokens: Float[Tensor, "b n d"]
@@ -188,7 +158,7 @@ class GhostAttention(Attention):
         return queries, keys, values
 
 
-class GhostMlp(Mlp):
+class GhostMlp(nn.Module):
     """An MLP that computes d of its hidden numbers, and takes ghosts of these for the rest.
 
     With a hidden width of 3 d there are two ghosts, the only case that the authors' code can take. Here a hidden width
@@ -200,10 +170,13 @@ class GhostMlp(Mlp):
              go through the GELU once more
     """
 
-    def __init__(self, dim: int, hidden_dim: int, drop_rate: float = 0.0):
-        super().__init__(dim, hidden_dim, drop_rate)
+    def __init__(self, dim: int, hidden_dim: int, *, drop_rate: float = 0.0):
+        super().__init__()
         real = min(dim, hidden_dim)
         self.fc1 = nn.Linear(dim, real)
+        self.act = nn.GELU()
+        self.fc2 = nn.Linear(hidden_dim, dim)
+        self.drop = nn.Dropout(drop_rate)
         starts = range(real, hidden_dim, real)
         # the authors count from 2: number 1 would be the real part
         self.cheap_names = tuple(f"cheap_operation{number}" for number, _ in enumerate(starts, start=2))
@@ -225,20 +198,7 @@ class GhostBlock(Block):
              return  b n d
     """
 
-    def __init__(
-        self,
-        dim: int,
-        num_heads: int,
-        mlp_ratio: float = 4.0,
-        qkv_bias: bool = False,
-        qk_scale: float | None = None,
-        drop_rate: float = 0.0,
-        attn_drop_rate: float = 0.0,
-        drop_path_rate: float = 0.0,
-    ):
-        super().__init__(dim, num_heads, mlp_ratio, qkv_bias, qk_scale, drop_rate, attn_drop_rate, drop_path_rate)
-        self.attn = GhostAttention(dim, num_heads, qkv_bias, qk_scale, attn_drop_rate, drop_rate)
-        self.mlp = GhostMlp(dim, int(dim * mlp_ratio), drop_rate)
+    attention_class, mlp_class = GhostAttention, GhostMlp
 
 
 class GhostT2TViT(T2TViT):
@@ -272,19 +232,8 @@ class DenseBlock(Block):
     Source:  Huang et al. 2017, "Densely connected convolutional networks"; authors' code
     """
 
-    def __init__(
-        self,
-        dim: int,
-        num_heads: int,
-        growth_rate: int,
-        mlp_ratio: float = 4.0,
-        qkv_bias: bool = False,
-        qk_scale: float | None = None,
-        drop_rate: float = 0.0,
-        attn_drop_rate: float = 0.0,
-        drop_path_rate: float = 0.0,
-    ):
-        super().__init__(dim, num_heads, mlp_ratio, qkv_bias, qk_scale, drop_rate, attn_drop_rate, drop_path_rate)
+    def __init__(self, dim: int, num_heads: int, mlp_ratio: float = 4.0, *, growth_rate: int, **options):
+        super().__init__(dim, num_heads, mlp_ratio, **options)
         self.dense_linear = nn.Linear(dim, growth_rate)
 
     def forward(self, tokens: Float[Tensor, "b n d"]) -> Float[Tensor, "b n e"]:
@@ -323,33 +272,30 @@ def dense_widths(embed_dim: int, depths: Sequence[int], growth_rate: int) -> lis
     return widths
 
 
-def add_dense_stages(
-    model: TokenClassifier, depths: Sequence[int], growth_rate: int, drop_path_rate: float, **block_arguments
-) -> None:
-    """Give a model without blocks its dense stages, and a norm and a head for the width at their end.
+class DenseStages:
+    """What makes a T2TViT or a ViT dense: stages of :class:`DenseBlock`, a :class:`Transition` between any two.
 
     All blocks of stage i drop their branches at the rate ``drop_path_rate * i / 11``: the authors draw the usual line
     of rates for 12 blocks, and then take from it by the number of the stage. With four stages the last one gets 3/11
     of the rate that was asked for.
     """
-    widths = dense_widths(model.embed_dim, depths, growth_rate)
-    eps = model.norm.eps
-    for stage, (*before, end) in enumerate(widths):
-        rate = drop_path_rate * stage / 11
-        for dim in before:
-            model.blocks.append(DenseBlock(dim, growth_rate=growth_rate, drop_path_rate=rate, **block_arguments))
-        if stage + 1 < len(widths):
-            model.blocks.append(Transition(end))
-    model.num_features = end
-    model.norm = nn.LayerNorm(end)
-    model.head = nn.Linear(end, model.num_classes) if model.num_classes > 0 else nn.Identity()
-    model.apply(init_weights)
-    for module in model.modules():
-        if isinstance(module, nn.LayerNorm):
-            module.eps = eps  # ViT has another epsilon than T2T-ViT
+
+    block_class = DenseBlock
+
+    def make_blocks(self, block: Callable[..., nn.Module], depth: int, drop_path_rate: float) -> nn.ModuleList:
+        """The blocks of all stages, and the transitions. The width at the end becomes ``num_features``."""
+        blocks, widths = nn.ModuleList(), dense_widths(self.embed_dim, self.depths, self.growth_rate)
+        for stage, (*before, end) in enumerate(widths):
+            rate = drop_path_rate * stage / 11
+            for dim in before:
+                blocks.append(block(dim, growth_rate=self.growth_rate, drop_path_rate=rate))
+            if stage + 1 < len(widths):
+                blocks.append(Transition(end))
+        self.num_features = end
+        return blocks
 
 
-class DenseT2TViT(T2TViT):
+class DenseT2TViT(DenseStages, T2TViT):
     """T2T-ViT of dense stages: tokens grow by ``growth_rate`` numbers in a block, and are halved between two stages.
 
     ``blocks`` holds the transitions too: entry 3 is the first one. ``num_features`` is the width at the end, where
@@ -358,11 +304,12 @@ class DenseT2TViT(T2TViT):
     Shapes:  image   b c h w
              return  b classes   logits; with num_classes=0 the class feature, b num_features
     Units:   as :class:`T2TViT`; depths is the number of blocks of each stage. Of drop_path_rate the last of four stages
-             gets 3/11, the others less: see :func:`add_dense_stages`
+             gets 3/11, the others less: see :class:`DenseStages`
     Raises:  ValueError as :class:`T2TViT`, and if num_heads does not divide the width of every block
     Source:  paper, Table 6, "T2T-ViT-Dense"; ``T2T_ViT_Dense`` of the authors' code, with the same state-dict names
     """
 
+    @remember_arguments
     def __init__(
         self,
         img_size: int | tuple[int, int] = 224,
@@ -384,34 +331,29 @@ class DenseT2TViT(T2TViT):
         dynamic_img_size: bool = False,
         token_dim: int = 64,
     ):
+        self.depths, self.growth_rate = tuple(depths), growth_rate  # make_blocks needs them before we are back
         super().__init__(
             img_size,
             tokens_type,
             in_chans,
-            num_classes,
-            embed_dim,
-            depth=0,
-            drop_rate=drop_rate,
-            performer_drop_rate=performer_drop_rate,
-            performer_epsilon=performer_epsilon,
-            dynamic_img_size=dynamic_img_size,
-            token_dim=token_dim,
-        )
-        add_dense_stages(
-            self,
-            depths,
-            growth_rate,
-            drop_path_rate,
+            num_classes=num_classes,
+            embed_dim=embed_dim,
+            depth=sum(depths),
             num_heads=num_heads,
             mlp_ratio=mlp_ratio,
             qkv_bias=qkv_bias,
             qk_scale=qk_scale,
             drop_rate=drop_rate,
             attn_drop_rate=attn_drop_rate,
+            drop_path_rate=drop_path_rate,
+            performer_drop_rate=performer_drop_rate,
+            performer_epsilon=performer_epsilon,
+            dynamic_img_size=dynamic_img_size,
+            token_dim=token_dim,
         )
 
 
-class DenseViT(ViT):
+class DenseViT(DenseStages, ViT):
     """ViT of dense stages: see :class:`DenseT2TViT`.
 
     Shapes:  image   b c h w
@@ -419,6 +361,7 @@ class DenseViT(ViT):
     Source:  paper, Table 6, "ViT-Dense"; the authors left no code for it
     """
 
+    @remember_arguments
     def __init__(
         self,
         img_size: int | tuple[int, int] = 224,
@@ -437,25 +380,52 @@ class DenseViT(ViT):
         drop_path_rate: float = 0.0,
         dynamic_img_size: bool = False,
     ):
+        self.depths, self.growth_rate = tuple(depths), growth_rate  # make_blocks needs them before we are back
         super().__init__(
             img_size,
             patch_size,
             in_chans,
-            num_classes,
-            embed_dim,
-            depth=0,
-            drop_rate=drop_rate,
-            dynamic_img_size=dynamic_img_size,
-        )
-        add_dense_stages(
-            self,
-            depths,
-            growth_rate,
-            drop_path_rate,
+            num_classes=num_classes,
+            embed_dim=embed_dim,
+            depth=sum(depths),
             num_heads=num_heads,
             mlp_ratio=mlp_ratio,
             qkv_bias=qkv_bias,
             qk_scale=qk_scale,
             drop_rate=drop_rate,
             attn_drop_rate=attn_drop_rate,
+            drop_path_rate=drop_path_rate,
+            dynamic_img_size=dynamic_img_size,
         )
+
+
+# ---- the variants
+
+
+@dataclass(frozen=True)
+class DenseVariant:
+    """The sizes that tell one dense model from another: arguments of its class, ``model``."""
+
+    embed_dim: int
+    depths: tuple[int, ...]
+    growth_rate: int
+    num_heads: int
+    mlp_ratio: float
+    model: type[DenseT2TViT] | type[DenseViT] = DenseT2TViT
+
+
+VARIANTS = {
+    # paper, Table 6 (16 ghost blocks in the authors' code, where the table prints 14)
+    "t2t_vit_14_se": Variant(embed_dim=384, depth=14, num_heads=6, mlp_ratio=3.0, model=SET2TViT),
+    "t2t_vit_dense": DenseVariant(embed_dim=128, depths=(3, 6, 6, 4), growth_rate=64, num_heads=8, mlp_ratio=2.0),
+    "t2t_vit_16_ghost": Variant(embed_dim=384, depth=16, num_heads=6, mlp_ratio=3.0, model=GhostT2TViT),
+    # the same on the side of ViT: the authors left no code, the names are ours. SE and ghost are ViT-S/16; stages,
+    # growth and MLP ratio of dense are the simple ones next to the parameter count of the table (chapter 13)
+    "vit_small_patch16_se": ViTVariant(embed_dim=768, depth=8, num_heads=8, mlp_ratio=3.0, qkv_bias=False, model=SEViT),
+    "vit_small_patch16_dense": DenseVariant(
+        embed_dim=128, depths=(6, 7, 6), growth_rate=64, num_heads=8, mlp_ratio=4.0, model=DenseViT
+    ),
+    "vit_small_patch16_ghost": ViTVariant(
+        embed_dim=768, depth=8, num_heads=8, mlp_ratio=3.0, qkv_bias=False, model=GhostViT
+    ),
+}

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
-from t2t_ref.models.soft_split import SoftSplit
+from t2t_ref.models.soft_split import SoftSplit, check_channels
 from t2t_ref.models.token_performer import TokenPerformer, without_autocast
 from t2t_ref.models.tokens_to_token import TokensToToken
 
@@ -98,7 +98,7 @@ class FusedTokenPerformer(TokenPerformer):
 
     def attend(self, tokens: Float[Tensor, "b n d"]) -> Float[Tensor, "b n e"]:
         """Attention with the values as shortcut, by :func:`scaled_performer_attention`."""
-        keys, queries, values = self.kqv(tokens).chunk(3, dim=-1)
+        keys, queries, values = rearrange(self.kqv(tokens), "b n (three e) -> three b n e", three=3)
         mixed = scaled_performer_attention(queries, keys, values, self.w, self.epsilon)
         return values + self.drop(self.proj(mixed))
 
@@ -131,8 +131,7 @@ class FusedTokensToToken(TokensToToken):
         return rearrange(tokens, "b (h w) e -> b h w e", h=rows)
 
     def forward(self, image: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n d"]:
-        if image.shape[1] != self.in_chans:
-            raise ValueError(f"the image has {image.shape[1]} channels, expected in_chans={self.in_chans}")
+        check_channels(image, self.in_chans)
         image = rearrange(image, "b c h w -> b h w c")
         for split, layer in ((self.soft_split0, self.attention1), (self.soft_split1, self.attention2)):
             if self.recompute and self.training:

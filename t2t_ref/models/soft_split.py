@@ -27,6 +27,15 @@ def grid_size(size: tuple[int, int], kernel: int, stride: int, padding: int) -> 
     return rows, columns
 
 
+def check_channels(image: Float[Tensor, "b c h w"], in_chans: int) -> None:
+    """Refuse an image of another number of channels, at the door of whatever makes tokens of it.
+
+    Raises:  ValueError, with both numbers
+    """
+    if image.shape[1] != in_chans:
+        raise ValueError(f"the image has {image.shape[1]} channels, expected in_chans={in_chans}")
+
+
 def soft_split(image: Float[Tensor, "b c h w"], kernel: int, stride: int, padding: int) -> Float[Tensor, "b n d"]:
     """Cut an image into overlapping windows and lay each one out as a token.
 

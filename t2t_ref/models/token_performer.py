@@ -113,6 +113,7 @@ class TokenPerformer(nn.Module):
         self,
         dim: int,
         token_dim: int = 64,
+        *,
         kernel_ratio: float = 0.5,
         drop_rate: float = 0.1,
         epsilon: float = 1e-8,
@@ -139,7 +140,7 @@ class TokenPerformer(nn.Module):
         Shapes:  tokens  b n d     after the first norm
                  return  b n e
         """
-        keys, queries, values = self.kqv(tokens).chunk(3, dim=-1)
+        keys, queries, values = rearrange(self.kqv(tokens), "b n (three e) -> three b n e", three=3)
         mixed = performer_attention(queries, keys, values, self.w, self.epsilon)
         return values + self.drop(self.proj(mixed))
 

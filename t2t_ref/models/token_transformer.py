@@ -20,7 +20,7 @@ class TokenAttention(nn.Module):
     Source:  authors' code; the paper does not mention the shortcut on the values
     """
 
-    def __init__(self, dim: int, token_dim: int, qk_scale: float | None = None):
+    def __init__(self, dim: int, token_dim: int, *, qk_scale: float | None = None):
         super().__init__()
         self.scale = dim**-0.5 if qk_scale is None else qk_scale
         self.qkv = nn.Linear(dim, 3 * token_dim, bias=False)
@@ -42,10 +42,10 @@ class TokenTransformer(nn.Module):
     Source:  paper, Eq. (1); ``Token_transformer`` of the authors' code
     """
 
-    def __init__(self, dim: int, token_dim: int = 64, mlp_ratio: float = 1.0, qk_scale: float | None = None):
+    def __init__(self, dim: int, token_dim: int = 64, *, mlp_ratio: float = 1.0, qk_scale: float | None = None):
         super().__init__()
         self.norm1 = nn.LayerNorm(dim)
-        self.attn = TokenAttention(dim, token_dim, qk_scale)
+        self.attn = TokenAttention(dim, token_dim, qk_scale=qk_scale)
         self.norm2 = nn.LayerNorm(token_dim)
         self.mlp = Mlp(token_dim, int(token_dim * mlp_ratio))
 

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from t2t_ref.arguments import check_known, pair
-from t2t_ref.models.soft_split import SoftSplit, grid_size
+from t2t_ref.models.soft_split import SoftSplit, check_channels, grid_size
 from t2t_ref.models.token_performer import TokenPerformer
 from t2t_ref.models.token_transformer import TokenTransformer
 
@@ -55,11 +55,14 @@ class TokensToToken(nn.Module):
              them; the authors define its layers but left its forward out.
     """
 
+    door_notes = {"soft_split1": "re-structured", "soft_split2": "re-structured"}  # for shape_table
+
     def __init__(
         self,
         img_size: int | tuple[int, int] = 224,
         tokens_type: str = "performer",
         in_chans: int = 3,
+        *,
         embed_dim: int = 768,
         token_dim: int = 64,
         performer_drop_rate: float = 0.1,
@@ -88,8 +91,7 @@ class TokensToToken(nn.Module):
         self.project = nn.Linear(token_dim * k2 * k2, embed_dim)
 
     def forward(self, image: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n d"]:
-        if image.shape[1] != self.in_chans:
-            raise ValueError(f"the image has {image.shape[1]} channels, expected in_chans={self.in_chans}")
+        check_channels(image, self.in_chans)
         if self.tokens_type == "convolution":
             image = self.project(self.soft_split1(self.soft_split0(image)))
             return rearrange(image, "b d h w -> b (h w) d")

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.distributions import Beta
 
 from t2t_ref.arguments import pair
+from t2t_ref.data.images import normalise
 from t2t_ref.data.sources import crops_at_reading
 from t2t_ref.train.recipes import Recipe
 
@@ -27,6 +28,8 @@ try:
     from kornia.geometry.transform import warp_affine
 except ImportError as error:
     raise ImportError(f'augmentation needs the package {error.name}: pip install "t2t-ref[train]"') from error
+
+BEYOND = 0.01  # of 0 and 1, where floats have been resized or rounded
 
 Images = Float[Tensor, "b c h w"]
 Factors = Float[Tensor, "b"]
@@ -239,7 +242,7 @@ class Augment(nn.Module):
              labels  b
              return  (b c h w, b k)   float32, k classes; h = w = img_size
     Units:   the images returned are in standard deviations from the recipe's mean
-    Raises:  ValueError for a number of channels other than that of the mean
+    Raises:  ValueError for a number of channels other than that of the mean, and for values that are neither
     Source:  the authors' main.py, whose mixup comes before the normalisation, and erasing after; F.cross_entropy takes
              such targets, so their SoftTargetCrossEntropy is not needed
     """
@@ -249,9 +252,8 @@ class Augment(nn.Module):
         self.recipe, self.num_classes = recipe, num_classes
         self.size = pair(recipe.img_size)
         self.is_read_to_size = crops_at_reading(recipe.data)
-        mean, std = torch.tensor(recipe.mean), torch.tensor(recipe.std)
-        self.register_buffer("mean", rearrange(mean, "c -> c 1 1"), persistent=False)
-        self.register_buffer("std", rearrange(std, "c -> c 1 1"), persistent=False)
+        self.register_buffer("mean", torch.tensor(recipe.mean), persistent=False)
+        self.register_buffer("std", torch.tensor(recipe.std), persistent=False)
         steps = []
         if not self.is_read_to_size and (recipe.crop_scale, recipe.crop_ratio) != ((1, 1), (1, 1)):
             kind = "bicubic" if recipe.train_interpolation == "random" else recipe.train_interpolation
@@ -282,7 +284,7 @@ class Augment(nn.Module):
             for step in self.steps:
                 images = step(images).clamp(0, 1)
             images, targets = self.mix(images, labels)
-            return self.erase((images - self.mean) / self.std), targets
+            return self.erase(normalise(images, self.mean, self.std)), targets
 
     @torch.no_grad()
     def normalise(self, images: Float[Tensor, "b c h1 w1"] | UInt8[Tensor, "b c h1 w1"]) -> Float[Tensor, "b c h w"]:
@@ -297,18 +299,24 @@ class Augment(nn.Module):
             images = resize(images, whole, self.recipe.interpolation)
             top, left = (round((a - b) / 2) for a, b in zip(images.shape[-2:], self.size, strict=True))
             images = images[..., top : top + self.size[0], left : left + self.size[1]]
-        return (images - self.mean) / self.std
+        return normalise(images, self.mean, self.std)
 
     def to_floats(self, images: Tensor) -> Images:
         """Bytes become floats from 0 to 1, floats stay.
 
         Shapes:  images  b c h w
                  return  b c h w
-        Raises:  ValueError for a number of channels other than that of the mean
+        Raises:  ValueError for a number of channels other than that of the mean, and for values that are neither
         """
         if images.shape[1] != len(self.mean):
             raise ValueError(f"images have {images.shape[1]} channels, the recipe's mean {len(self.mean)}")
-        return images.float() if images.is_floating_point() else images.float() / 255
+        if images.dtype == torch.uint8:
+            return images.float() / 255
+        low, high = (float(end) for end in images.aminmax())
+        if not images.is_floating_point() or low < -BEYOND or high > 1 + BEYOND:  # NaN passes: the loss will tell
+            found = f"{images.dtype} from {low:.4g} to {high:.4g}"
+            raise ValueError(f"images are {found}: expected bytes (uint8), or floats from 0 to 1, not normalised yet")
+        return images.float()
 
     def mix(self, images: Images, labels: Int[Tensor, "b"]) -> tuple[Images, Float[Tensor, "b k"]]:
         """Mixup or cutmix, by chance, for the whole batch; targets that say how much of each class is there.

@@ -13,7 +13,9 @@ from itertools import islice
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
+from torch.utils.data import Dataset, IterableDataset, Subset, TensorDataset
+
+from t2t_ref.data.workers import read_batches
 
 ORDER, SAMPLE, AUGMENT, FORWARD = range(4)  # what a seed is for
 
@@ -45,9 +47,10 @@ def generators_kept():
 
 
 class Reproducible(Dataset):
-    """A data set whose random transforms depend on (seed, epoch, index), not on the worker that reads the image.
+    """A dataset whose random transforms depend on (seed, epoch, index), not on the worker that reads the image.
 
-    One with ``__getitems__`` is asked for a whole batch, and seeds what it draws itself.
+    One with ``__getitems__`` is asked for a whole batch, and seeds what it draws itself. One that draws nothing says
+    so by ``draws = False``, and is not wrapped.
     """
 
     def __init__(self, data, seed: int, epoch: int):
@@ -80,21 +83,22 @@ def training_batches(
 ) -> Iterator:
     """Batches of one epoch for one process, from batch ``first`` on.
 
-    Units:   a data set with a length and an index is shuffled and shared out here; a stream does both itself
+    Units:   a dataset with a length and an index is shuffled and shared out here; a stream does both itself
     """
     if hasattr(data, "set_epoch"):
         data.set_epoch(epoch)
     # a loader an epoch: its workers see the epoch that was set, and starting them is cheap beside it
-    options = dict(num_workers=workers, pin_memory=torch.cuda.is_available())
+    options = dict(workers=workers, pin_memory=torch.cuda.is_available())
     if isinstance(data, IterableDataset):  # no index to start from: what was seen before is read again, and left out
-        yield from islice(DataLoader(data, batch_size=size, drop_last=True, **options), first, None)
-    else:
-        indices = batch_indices(len(data), seed, epoch, size, rank, world, first)
-        yield from DataLoader(Reproducible(data, seed, epoch), batch_sampler=indices, **options)
+        yield from islice(read_batches(data, batch_size=size, drop_last=True, **options), first, None)
+        return
+    indices = batch_indices(len(data), seed, epoch, size, rank, world, first)
+    draws = getattr(data, "draws", type(data) is not TensorDataset)
+    yield from read_batches(Reproducible(data, seed, epoch) if draws else data, batch_sampler=indices, **options)
 
 
 def evaluation_batches(data, size: int, rank: int, world: int, workers: int) -> Iterator:
     """Every image once, in batches; each process has its share, and a stream sees to that itself."""
     if not isinstance(data, IterableDataset):
         data = Subset(data, range(rank, len(data), world))
-    yield from DataLoader(data, batch_size=size, num_workers=workers)
+    yield from read_batches(data, batch_size=size, workers=workers)

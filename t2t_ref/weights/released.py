@@ -4,7 +4,7 @@ import html
 from dataclasses import dataclass
 
 from t2t_ref.arguments import pair
-from t2t_ref.inspection.tables import ShapeTable
+from t2t_ref.inspection.tables import Table
 
 RELEASE = "https://github.com/yitu-opensource/T2T-ViT/releases/download/main/"
 
@@ -53,42 +53,28 @@ RELEASED = (
 )
 
 
-class ReleasedTable(list):
+class ReleasedTable(Table):
     """The rows of :func:`released_weights`. Prints as text; shows as an HTML table, with links, in a notebook."""
 
     HEADINGS = ("model", "data", "pixels", "file", "top-1", "measured again", "bytes")
+    CODE = ("model",)
+    NUMBERS = ("top-1", "measured again", "bytes")
 
-    def cells(self) -> list[tuple[str, ...]]:
-        """Heading and rows as strings."""
-        return [self.HEADINGS] + [
-            (
-                row.model,
-                row.data,
-                str(row.pixels),
-                row.file,
-                f"{row.top1:.1f}",
-                "{:.2f} / {:.2f}".format(*row.measured) if row.measured else "",
-                f"{row.size:,}" if row.size else "",
-            )
-            for row in self
-        ]
+    def texts(self, row: ReleasedFile) -> tuple[str, ...]:
+        """The texts of a row, one for each heading."""
+        measured = "{:.2f} / {:.2f}".format(*row.measured) if row.measured else ""
+        size = f"{row.size:,}" if row.size else ""
+        return row.model, row.data, str(row.pixels), row.file, f"{row.top1:.1f}", measured, size
+
+    def html_of(self, row: ReleasedFile, heading: str, text: str) -> str:
+        """What a cell shows in a notebook: the file's name is a link to it."""
+        link = f'<a href="{html.escape(row.url)}">{text}</a>'
+        return link if heading == "file" else super().html_of(row, heading, text)
 
     def __str__(self) -> str:
-        return f"{ShapeTable.__str__(self)}\nevery file is at {RELEASE}FILE"
+        return f"{super().__str__()}\nevery file is at {RELEASE}FILE"
 
     __repr__ = __str__
-
-    def _repr_html_(self) -> str:
-        head, *body = [[html.escape(text) for text in row] for row in self.cells()]
-        lines = ["<table>", "<thead><tr>" + "".join(f"<th>{text}</th>" for text in head) + "</tr></thead>", "<tbody>"]
-        for row, (model, data, pixels, file, *numbers) in zip(self, body, strict=True):
-            lines.append(
-                f"<tr><td><code>{model}</code></td><td>{data}</td><td>{pixels}</td>"
-                f'<td><a href="{html.escape(row.url)}">{file}</a></td>'
-                + "".join(f'<td style="text-align: right">{number}</td>' for number in numbers)
-                + "</tr>"
-            )
-        return "\n".join([*lines, "</tbody>", "</table>"])
 
 
 def released_weights() -> ReleasedTable:

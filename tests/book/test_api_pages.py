@@ -4,10 +4,10 @@ import ast
 import importlib
 import inspect
 import re
-import sys
 import textwrap
 from pathlib import Path
 
+import docstrings
 import pytest
 import yaml
 from jaxtyping import AbstractArray
@@ -16,8 +16,6 @@ import t2t_ref
 import t2t_ref.train
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "book" / "_ext"))
-import docstrings  # noqa: E402
 
 PAGES = {path.stem: path.read_text() for path in (ROOT / "book" / "api").glob("*.md")}
 MODULES = docstrings.modules()

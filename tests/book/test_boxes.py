@@ -1,10 +1,10 @@
 """Boxes of the chapters are collected whole, and the corrections to the source article each have a cell behind them."""
 
 import re
-import sys
 from functools import cache
 from pathlib import Path
 
+import collect
 import pytest
 import torch
 from myst_parser.mdit_to_docutils.base import default_slugify
@@ -14,8 +14,6 @@ from sphinx.util.docutils import docutils_namespace
 import t2t_ref
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "book" / "_ext"))
-import collect  # noqa: E402
 
 PAPER = (ROOT / "book" / "paper-and-code.md").read_text()
 CORRECTIONS = (ROOT / "book" / "corrections.md").read_text()

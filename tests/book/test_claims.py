@@ -2,18 +2,16 @@
 
 import json
 import re
-import sys
 from collections import Counter
 from functools import cache
 from pathlib import Path
 
+import claims
 import pytest
 from sphinx.application import Sphinx
 from sphinx.util.docutils import docutils_namespace
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "book" / "_ext"))
-import claims  # noqa: E402
 
 PAGE = (ROOT / "book" / "claims.md").read_text()
 ENTRY = re.compile(r"^:::\{claim\} (\S+) ([^\n]+)\n:name: (\S+)\n(?::by: (\S+)\n)?\n(.*?)\n:::$", re.M | re.S)

@@ -4,11 +4,13 @@ import ast
 import json
 import re
 import shutil
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import citing
 import pytest
+import results_tables
+import rules
 import torch
 import yaml
 from pybtex.database import parse_file, parse_string
@@ -19,10 +21,6 @@ from t2t_ref import experiments
 from t2t_ref.models.token_performer import TokenPerformer
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT / "book" / "_ext"), str(ROOT / "tools")]
-import citing  # noqa: E402
-import results_tables  # noqa: E402
-import rules  # noqa: E402
 
 RESULTS = ROOT / "results"
 CHAPTERS = sorted((ROOT / "book").glob("[0-9][0-9]-*.md"))

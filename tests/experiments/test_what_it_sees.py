@@ -29,6 +29,7 @@ from t2t_ref.experiments.what_it_sees import (
     silent_shares,
     without_token_attention,
 )
+from t2t_ref.inspection.statistics import channel_health, channel_similarity, high_frequency_share
 
 RESULTS = Path(__file__).resolve().parents[2] / "results"
 SMALL = dict(img_size=64, embed_dim=16, depth=2, num_heads=2, mlp_ratio=2.0)
@@ -59,6 +60,14 @@ def test_the_results_tell_of_the_committed_weights():
     for kind, about in result["arms"].items():
         beside = json.loads((RESULTS / "weights" / f"{kind}.json").read_text())
         assert about["runs"][0]["accuracy"] == beside["accuracy"]
+        # a quarter of the images shows nearly the same: at most 0.008 from the stored numbers
+        maps = feature_maps(load(RESULTS / "weights" / f"{kind}.safetensors"), shown_digits(64)[0])
+        after = about["runs"][0]["after"]["layers"]
+        assert list(maps) == list(after)
+        for name, layer in maps.items():
+            found = channel_similarity(layer), high_frequency_share(layer).nanmean().item()
+            assert found == pytest.approx((after[name]["similarity"], after[name]["fine"]), abs=0.04), name
+            assert channel_health(layer) == pytest.approx((after[name]["dead"], after[name]["saturated"]), abs=0.04)
         for run in about["runs"]:
             for statistics in (run["before"], run["after"]):
                 assert len(statistics["shift_response"]) == len(result["shifts"])

@@ -1,5 +1,6 @@
 """The project around the package: address, pairing, rules, figures, and that each of these checks can fail."""
 
+import ast
 import base64
 import io
 import re
@@ -9,19 +10,16 @@ import sys
 import tomllib
 from pathlib import Path
 
+import address
+import nb
 import nbformat
 import pytest
+import rules
 
+import conftest
 import t2t_ref
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT / "tools"), str(ROOT)]
-import address  # noqa: E402
-import nb  # noqa: E402
-import rules  # noqa: E402
-
-import conftest  # noqa: E402
-
 CHAPTER = """---
 kernelspec:
   name: python3
@@ -230,6 +228,27 @@ def test_mirror_cells(project, body, complaint):
     assert complaint in found if complaint else not found
 
 
+@pytest.mark.parametrize(
+    "tags, half, complaint",
+    [
+        ("mirror", 2, "half, tagged mirror, is in models.others and piece: say which one"),
+        ("mirror, mirror-piece", 2, None),
+        ("mirror, mirror-others", 3, None),
+        ("mirror, mirror-models-others", 3, None),
+        ("mirror, mirror-others", 2, "half, tagged mirror, differs from t2t_ref.models.others"),
+        ("mirror, mirror-elsewhere", 2, "half, tagged mirror-elsewhere, is not in t2t_ref"),
+    ],
+)
+def test_a_name_in_two_modules_is_shown_with_its_module(project, tags, half, complaint):
+    (project / "t2t_ref" / "models").mkdir()
+    (project / "t2t_ref" / "models" / "others.py").write_text("def half(x):\n    return x / 3\n")
+    source = project / "book" / "01-a.md"
+    body = f"def half(x):\n    return x / {half}"
+    source.write_text(CHAPTER + f"\n```{{code-cell}}\n:tags: [{tags}]\n\n{body}\n```\n")
+    found = "\n".join(rules.problems(project))
+    assert complaint in found if complaint else not found
+
+
 # figures
 
 
@@ -268,12 +287,36 @@ def test_the_stored_map_is_the_one_that_is_drawn():
 
 
 def test_importing_the_package_is_light():
+    """None of what the extras ask for. (A CUDA build of torch may bring more parts of its own, such as triton.)"""
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    heavy = {re.match(r"[\w-]+", need)[0] for needs in extras.values() for need in needs} | {"sklearn", "PIL"}
     code = (
         "import sys, torch, einops, jaxtyping; before = set(sys.modules); import t2t_ref; "
-        "print(sorted({name.split('.')[0] for name in set(sys.modules) - before} - set(sys.stdlib_module_names)))"
+        "print(*sorted({name.split('.')[0] for name in set(sys.modules) - before}))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "['t2t_ref', 'torch']"  # parts of torch, but neither matplotlib nor Pillow
+    new = set(done.stdout.split())
+    assert "t2t_ref" in new and {"matplotlib", "PIL", "accelerate"} <= heavy and not new & heavy
+
+
+EXTRAS = {"train", "experiments", "bench", "book", "sources.py", "digits.py"}  # whose packages come with an extra
+ON_DEMAND = {"huggingface_hub"}  # asked for by those who use it, with a message that says so
+
+
+def test_what_the_package_imports_is_what_it_asks_for():
+    """`pip install t2t-ref`, and nothing else: imports inside of functions count as well."""
+    needs = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    names = {need.split(">=")[0] for need in needs}
+    asked = {{"pillow": "PIL"}.get(name, name) for name in names} | {"t2t_ref"} | set(sys.stdlib_module_names)
+    found = set()
+    for path in (ROOT / "t2t_ref").rglob("*.py"):
+        if not EXTRAS & set(path.relative_to(ROOT / "t2t_ref").parts):
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+                names += [node.module] if isinstance(node, ast.ImportFrom) else []
+                found |= {name.partition(".")[0] for name in names}
+    assert {"torch", "numpy", "PIL", "safetensors"} <= found
+    assert found <= asked | ON_DEMAND
 
 
 def test_bounds_are_loose_and_pins_are_exact():
@@ -284,6 +327,8 @@ def test_bounds_are_loose_and_pins_are_exact():
         "einops",
         "jaxtyping",
         "safetensors",
+        "numpy",
+        "pillow",
     }
     assert {"book", "train"} <= set(project["optional-dependencies"])
     wanted = [line.split("#")[0].strip() for line in (ROOT / "requirements.txt").read_text().splitlines()]
