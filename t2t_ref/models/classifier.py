@@ -54,6 +54,7 @@ class Classifier(nn.Module):
 
     head_names: tuple[str, ...] = ("head",)  # attributes, and so the first part of their state-dict names
     num_prefix_tokens: int = 1  # tokens that belong to no place of the image, in front of those that do
+    computed: tuple[str, ...] = ()  # last parts of names that others' files have and this model computes: not loaded
     door_notes: dict[str, str] = {}  # for shape_table: what has happened to a tensor on its way into a child
     arguments: dict  # those it was built with, defaults included: save_checkpoint writes them down
     num_features: int  # width of the tokens after the last block

@@ -129,6 +129,10 @@ def load_checkpoint(
     shapes = {name: tuple(entry.shape) for name, entry in own.items()}
 
     weights, notes = rename(stored.weights, shapes, use_ema, stored.origin)
+    computed = {name for name in weights if name.rpartition(".")[2] in model.computed}
+    if computed:
+        weights = {name: value for name, value in weights.items() if name not in computed}
+        notes.append(f"not taken, since the model computes it: {', '.join(model.computed)} ({len(computed)} entries)")
     weights, shapes, skipped = drop_heads(weights, shapes, model.head_names)
     resized, adapted = resize_tables(weights, shapes, model, grid, stored.arguments)
     fitting, problems = check_shapes(weights | resized, shapes)

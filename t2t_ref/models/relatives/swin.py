@@ -237,6 +237,8 @@ class Swin(Pyramid):
              and mask of the windows are computed in the forward
     """
 
+    computed = ("relative_position_index", "attn_mask")
+
     @remember_arguments
     def __init__(
         self,
@@ -370,6 +372,11 @@ class Swin(Pyramid):
             return super().resize_table(name, table, grid, new_grid)
         table = super().resize_table(name, rearrange(table, "n g -> 1 n g"), grid, new_grid)
         return rearrange(table, "1 n g -> n g")
+
+    def load_state_dict(self, state_dict, *arguments, **named):
+        """As every module; also from the authors' files, which hold index and mask of the windows, too."""
+        kept = {name: entry for name, entry in state_dict.items() if name.rpartition(".")[2] not in self.computed}
+        return super().load_state_dict(kept, *arguments, **named)
 
     def no_weight_decay(self) -> set[str]:
         """Names of the parameters that weight decay should leave alone, beside biases and norms."""

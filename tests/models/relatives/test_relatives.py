@@ -9,7 +9,17 @@ import torch
 from einops import einsum, rearrange
 from torch import nn
 
-from t2t_ref import attention_maps, count_macs, count_parameters, create_model, list_models, shape_table
+from t2t_ref import (
+    attention_maps,
+    count_macs,
+    count_parameters,
+    create_model,
+    list_models,
+    load_checkpoint,
+    load_model,
+    save_checkpoint,
+    shape_table,
+)
 from t2t_ref.models import VARIANTS
 from t2t_ref.models.backbone import Attention
 from t2t_ref.models.relatives import deit, swin
@@ -488,6 +498,60 @@ def test_initial_weights():
     assert (distilled.head_dist.bias == 0).all() and distilled.dist_token.abs().max() > 0
     for model in models.values():
         assert all((m.bias == 0).all() for m in model.modules() if isinstance(m, nn.Linear) and m.bias is not None)
+
+
+# ---- files
+
+AUTHORS_KEY = {"tnt": "state_dict", "pvt": "", "pvt_v2": "", "swin": "model", "deit": "model", "patchconvnet": "model"}
+
+
+@everyone
+def test_authors_files_are_loaded(name, tmp_path):
+    """Their names, and the key under which they put the weights; Swin's with the entries that it computes here."""
+    theirs = small(name).state_dict()
+    if name.startswith("swin"):
+        theirs["layers.0.blocks.0.attn.relative_position_index"] = torch.zeros(16, 16, dtype=torch.int64)
+        theirs["layers.0.blocks.1.attn_mask"] = torch.zeros(16, 16, 16)
+    key = AUTHORS_KEY[name.partition("_")[0]]
+    torch.save({key: theirs, "epoch": 1} if key else theirs, tmp_path / "theirs.pth")
+    torch.manual_seed(5)
+    model = create_model(name, **SMALL[name], num_classes=10).eval()
+    report = load_checkpoint(model, tmp_path / "theirs.pth")
+    assert not report.adapted and not report.skipped
+    assert any("computes it" in note for note in report.notes) == name.startswith("swin")
+    torch.testing.assert_close(model(noise(model)), small(name)(noise(model)))
+    model.load_state_dict(theirs)
+
+    save_checkpoint(model, tmp_path / "ours.safetensors")
+    again = load_model(tmp_path / "ours.safetensors").eval()
+    assert torch.equal(again(noise(model)), model(noise(model)))
+
+
+@pytest.mark.parametrize("name", ["deit_tiny_distilled_patch16_224", "tnt_s_patch16_224", "pvt_tiny"])
+def test_a_file_of_another_size_is_resized_and_of_other_classes_keeps_the_head_fresh(name):
+    stored = small(name)
+    h, w = stored.img_size
+    model = create_model(name, **(SMALL[name] | dict(img_size=(h, 2 * w), num_classes=4)))
+    fresh = {key: entry.clone() for key, entry in model.state_dict().items()}
+    theirs = stored.state_dict()
+    theirs.pop("outer_tokens", None)  # of TNT: never read, and of another length
+    report = load_checkpoint(model, theirs, strict=name != "tnt_s_patch16_224")
+    assert {entry.name for entry in report.adapted} == set(model.position_tables())
+    for key, grid in model.position_tables().items():
+        expected = stored.resize_table(key, theirs[key], stored.position_tables()[key], grid)
+        assert torch.equal(model.state_dict()[key], expected)
+    for head in model.head_names:
+        assert torch.equal(model.state_dict()[f"{head}.weight"], fresh[f"{head}.weight"])
+
+
+def test_bias_tables_of_other_windows_are_resized():
+    stored = small("swin_tiny_patch4_window7_224")
+    sizes = dict(img_size=48, window_size=6)
+    model = create_model(
+        "swin_tiny_patch4_window7_224", **(SMALL["swin_tiny_patch4_window7_224"] | sizes), num_classes=10
+    )
+    report = load_checkpoint(model, stored.state_dict())
+    assert len(report.adapted) == 6 and model.layers[0].blocks[0].attn.relative_position_bias_table.shape == (121, 2)
 
 
 # ---- inspection, graphs
