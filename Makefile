@@ -3,7 +3,7 @@
 # make pages       builds the book and tests every page in a browser: links, search, keyboard, light, dark, phone
 # make notebooks   after editing book/NN-*.md: writes the notebooks, runs those whose code changed
 # make figures     redraws the diagrams in book/figures
-# make check       lint, spelling, pairing of text and notebooks, einops only, mirrored definitions
+# make check       lint, spelling, pairing of text and notebooks, einops only, mirrored definitions, arrows between modules
 # make pdf         prints the book into _build/html/t2t-vit.pdf (needs a Chromium or Chrome; takes minutes)
 # make links       asks every page on the web that the book links to
 # make colab       runs every chapter as Colab would: its versions, and the package from git (tools/colab_like.sh)
@@ -50,6 +50,7 @@ check: $(VENV)/.done
 	$(BIN)/codespell book t2t_ref tests tools *.md *.cff
 	$(BIN)/python tools/nb.py check
 	$(BIN)/python tools/rules.py
+	$(BIN)/python tools/house.py
 
 pdf: book
 	$(UV) -r tools/requirements-pdf.txt

@@ -8,7 +8,8 @@ from collections.abc import Iterable
 def pair(size: int | tuple[int, int]) -> tuple[int, int]:
     """An image size as (height, width); an int means a square.
 
-    Raises:  ValueError unless both are at least 1
+    Raises:
+        ValueError: unless both are at least 1
     """
     h, w = (size, size) if isinstance(size, int) else size
     if min(h, w) < 1:
@@ -19,7 +20,8 @@ def pair(size: int | tuple[int, int]) -> tuple[int, int]:
 def check_known(kind: str, name: str, known: Iterable[str], error: type[Exception] = ValueError) -> None:
     """Refuse a name that is not known.
 
-    Raises:  ``error``, a ValueError if nothing else is said, with the nearest known names
+    Raises:
+        ``error``, a ValueError if nothing else is said, with the nearest known names
     """
     known = list(known)
     if name not in known:
@@ -34,6 +36,7 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str):
         """Called by argparse for what it cannot parse.
 
-        Raises:  ValueError
+        Raises:
+            ValueError
         """
         raise ValueError(message)

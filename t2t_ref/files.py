@@ -22,7 +22,9 @@ def write_whole(path: str | bytes | os.PathLike, write: Callable[[Path], object]
     Whatever happens, ``path`` is what it was or the whole new file, and no draft stays. The file is on the disk when
     this returns, with the permissions of the one that was there, else with the usual ones; a link stays a link.
 
-    Raises:  FileNotFoundError if the folder is not there; OSError if the file cannot be written
+    Raises:
+        FileNotFoundError: if the folder is not there
+        OSError: if the file cannot be written
     """
     path = path_of(os.path.realpath(path))
     draft = path.with_name(f"{uuid.uuid4().hex[:12]}.partial")

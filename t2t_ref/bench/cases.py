@@ -40,7 +40,8 @@ def vit_pytorch_model(case: Case) -> nn.Module:
 
     Its T2T layers keep the full width, 147 and 1323, where the authors' reduce it to 64.
 
-    Raises:  ImportError, with the remedy, if it is not installed
+    Raises:
+        ImportError: with the remedy, if it is not installed
     """
     try:
         from vit_pytorch.t2t import T2TViT as Peer
@@ -81,7 +82,8 @@ def create_model_on_meta(case: Case) -> nn.Module:
 def check_implementation(implementation: str) -> None:
     """Refuse an unknown one.
 
-    Raises:  ValueError
+    Raises:
+        ValueError
     """
     if implementation.removesuffix(COMPILED) not in BUILDERS:
         raise ValueError(
@@ -93,8 +95,9 @@ def check_implementation(implementation: str) -> None:
 def check(case: Case, implementations: Sequence[str]) -> None:
     """See that every form of a case can be built, without memory for weights: before anything is measured.
 
-    Raises:  ValueError for an unknown model, implementation or device, for sizes that a model refuses, and if no
-             implementation is left: recompute is for training alone
+    Raises:
+        ValueError: for an unknown model, implementation or device, for sizes that a model refuses, and if no
+            implementation is left: recompute is for training alone
     """
     for implementation in implementations:
         check_implementation(implementation)
@@ -119,7 +122,8 @@ def forms_of(case: Case, implementations: Sequence[str]) -> list[str]:
 def build(implementation: str, case: Case) -> nn.Module:
     """A model by the name of its implementation, with the same seeded weights for all of them.
 
-    Raises:  ValueError for an unknown implementation, ImportError if vit-pytorch is asked for and absent
+    Raises:
+        ValueError: for an unknown implementation, ImportError if vit-pytorch is asked for and absent
     """
     check_implementation(implementation)
     torch.manual_seed(0)
@@ -131,7 +135,8 @@ def build(implementation: str, case: Case) -> nn.Module:
 def images_of(case: Case) -> Tensor:
     """The same random images for every implementation.
 
-    Shapes:  return  b c h w     c = 3, h = w = img_size of the case
+    Shapes:
+        return: ``b c h w``, c = 3, h = w = img_size of the case
     """
     generator = torch.Generator().manual_seed(0)
     return torch.randn(case.batch, 3, case.img_size, case.img_size, generator=generator).to(case.device)
@@ -168,8 +173,11 @@ def step_of(model: nn.Module, case: Case) -> Callable[[], Tensor]:
 def peak_memory(implementation: str, case: Case) -> dict[str, float]:
     """Peak memory of one step beyond the model and its input, in a process of its own.
 
-    Units:   megabytes (10^6 bytes); on a GPU what its allocator held at most, else the resident memory of the process
-    Raises:  RuntimeError with the child's last line if it fails
+    Units:
+        megabytes (10^6 bytes); on a GPU what its allocator held at most, else the resident memory of the process
+
+    Raises:
+        RuntimeError: with the child's last line if it fails
     """
     request = json.dumps([implementation, asdict(case), torch.get_num_threads()])
     child = subprocess.run(

@@ -54,7 +54,8 @@ def machine() -> dict[str, str | int]:
 def cases_of(options: argparse.Namespace, implementations: Sequence[str], modes: Sequence[str]) -> list[Case]:
     """Every model, mode and size that the options name, each looked at before anything is measured.
 
-    Raises:  ValueError, as :func:`t2t_ref.bench.cases.check`, and if there is not one batch for each size
+    Raises:
+        ValueError: as :func:`t2t_ref.bench.cases.check`, and if there is not one batch for each size
     """
     if len(options.img_size) != len(options.batch):
         raise ValueError(
@@ -83,7 +84,8 @@ def bench_models(options: argparse.Namespace) -> Iterator[dict]:
 def bench_case(case: Case, options: argparse.Namespace) -> dict:
     """All implementations in one case. The first one named is the one that the others are compared with.
 
-    Raises:  ImportError if none of them is installed
+    Raises:
+        ImportError: if none of them is installed
     """
     steps, notes = {}, []
     for implementation in forms_of(case, options.implementations):
@@ -164,7 +166,8 @@ def bench_pieces(options: argparse.Namespace) -> Iterator[dict]:
 def bench_tokens(options: argparse.Namespace) -> Iterator[dict]:
     """Both T2T layers, and their attention alone, for ever more tokens; the batch shrinks as the tokens grow.
 
-    Raises:  ValueError for fewer than one token
+    Raises:
+        ValueError: for fewer than one token
     """
     if min(options.tokens) < 1:
         raise ValueError(f"tokens is {min(options.tokens)}, expected at least 1")
@@ -335,7 +338,9 @@ def parser() -> argparse.ArgumentParser:
 def check_options(options: argparse.Namespace) -> None:
     """Find out now, not after an hour, what cannot be measured or written.
 
-    Raises:  ValueError; ImportError without matplotlib, if a picture is asked for
+    Raises:
+        ValueError
+        ImportError: without matplotlib, if a picture is asked for
     """
     check_rounds(options.rounds)
     if options.threads < 1:

@@ -37,7 +37,8 @@ def interleave(
 ) -> dict[str, list[float]]:
     """Time candidates in turn, each round in another order: the seconds of each candidate, round by round.
 
-    Raises:  ValueError for fewer than 3 rounds, from which no spread can be read
+    Raises:
+        ValueError: for fewer than 3 rounds, from which no spread can be read
     """
     check_rounds(rounds)
     names, seconds = list(runs), {name: [] for name in runs}
@@ -58,7 +59,8 @@ def interleave(
 def check_rounds(rounds: int) -> None:
     """Refuse too few rounds.
 
-    Raises:  ValueError for fewer than 3
+    Raises:
+        ValueError: for fewer than 3
     """
     if rounds < 3:
         raise ValueError(f"rounds is {rounds}, expected at least 3: a spread needs several")

@@ -44,11 +44,12 @@ CENTRED = find_recipe("digits", dict(epochs=10, smoothing=0.0, test_split="val")
 class Experiment:
     """What is compared, and on which terms.
 
-    Units:   recipe is what all arms share; an arm sets the model, and with ``samples`` the length. More rates than one
-             are all tried with every search seed. Then each of seeds trains the arm, or each of the arm's own
-             ``seeds``. tested is the number of test digits. watch(model, update) may return numbers to be kept,
-             look(model) describes a model before and after training, keep(label, model, recipe, run, folder) stores
-             what the first seed has trained; about is what the file says of such numbers
+    Units:
+        recipe is what all arms share; an arm sets the model, and with ``samples`` the length. More rates than one are
+        all tried with every search seed. Then each of seeds trains the arm, or each of the arm's own ``seeds``. tested
+        is the number of test digits. watch(model, update) may return numbers to be kept, look(model) describes a model
+        before and after training, keep(label, model, recipe, run, folder) stores what the first seed has trained; about
+        is what the file says of such numbers
     """
 
     arms: dict[str, dict]
@@ -155,7 +156,8 @@ EXPERIMENTS = {name: Experiment(arms) for name, arms in ABLATIONS.items()} | {
 def recipe_of(values: dict, lr: float, seed: int, recipe: Recipe = SHORT, **changes) -> Recipe:
     """The recipe of one run of an arm.
 
-    Raises:  ValueError for an unknown kind, and for a number of samples that does not fill the epochs with batches
+    Raises:
+        ValueError: for an unknown kind, and for a number of samples that does not fill the epochs with batches
     """
     check_known("kind of model", values["kind"], list(MODELS))
     options = {name: value for name, value in values.items() if name not in ARM_OPTIONS}
@@ -206,7 +208,8 @@ def performers(model: nn.Module) -> list[TokenPerformer]:
 def random_directions(m: int, dim: int) -> Float[Tensor, "m d"]:
     """m rows of norm sqrt(m), as the authors draw them: orthogonal, in blocks of at most ``dim`` rows.
 
-    Shapes:  return  m d     d = dim
+    Shapes:
+        return: ``m d``, d = dim
     """
     blocks = [nn.init.orthogonal_(torch.empty(min(dim, m - start), dim)) for start in range(0, m, dim)]
     return torch.cat(blocks) * math.sqrt(m)

@@ -11,9 +11,14 @@ def accuracies(arm: dict) -> dict[int, float]:
 def mean_interval(values: Sequence[float]) -> tuple[float, float]:
     """The mean of a few values, and half the width of its 95 % interval.
 
-    Units:   both in those of ``values``
-    Raises:  ValueError for fewer than two values, which have no spread
-    Source:  Student, "The probable error of a mean", Biometrika 6, 1908
+    Units:
+        both in those of ``values``
+
+    Raises:
+        ValueError: for fewer than two values, which have no spread
+
+    Source:
+        Student, "The probable error of a mean", Biometrika 6, 1908
     """
     from scipy.special import stdtrit  # not at the top: these take longer to import than all the rest
     from scipy.stats import sem
@@ -28,8 +33,11 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float]:
 def paired_interval(arm: dict, base: dict) -> tuple[float, float]:
     """By how many points an arm is ahead of another, seed by seed: mean, and half the width of its 95 % interval.
 
-    Units:   points of accuracy
-    Raises:  ValueError if the two were not run with the same seeds, or with fewer than two
+    Units:
+        points of accuracy
+
+    Raises:
+        ValueError: if the two were not run with the same seeds, or with fewer than two
     """
     ours, theirs = accuracies(arm), accuracies(base)
     if ours.keys() != theirs.keys():

@@ -44,9 +44,12 @@ WATCHED = 500  # validation digits that are looked at after each epoch
 class Stream(Dataset):
     """Images in memory, epoch after epoch a new part; with ``distinct``, only the first, again and again in new order.
 
-    Shapes:  images  n c h w    bytes
-             labels  n
-    Units:   length is samples in an epoch
+    Shapes:
+        images: ``n c h w``, bytes
+        labels: ``n``
+
+    Units:
+        length is samples in an epoch
     """
 
     def __init__(self, images: UInt8[Tensor, "n c h w"], labels: Int[Tensor, "n"], order: list[int], length: int):
@@ -73,7 +76,8 @@ class Stream(Dataset):
 def chunk(split: str, seed: int, number: int, size: int, options: tuple) -> tuple[Tensor, Tensor]:
     """Some scattered digits, in bytes so that a whole run fits into memory, and their labels.
 
-    Shapes:  return  (b c h w, b)    b = CHUNK
+    Shapes:
+        return: ``(b c h w, b)``, b = CHUNK
     """
     digits = ScatteredDigits(split, seed=seed, size=size, **dict(options))
     images, labels = digits.draw(range(number * CHUNK, (number + 1) * CHUNK))
@@ -85,7 +89,8 @@ def first_digits(
 ) -> tuple[UInt8[Tensor, "n c h w"], Int[Tensor, "n"]]:
     """The first scattered digits of a seed, in bytes, and their labels.
 
-    Shapes:  return  (n c h w, n)    n = samples
+    Shapes:
+        return: ``(n c h w, n)``, n = samples
     """
     numbers = range(math.ceil(samples / CHUNK))
     parts = [chunk(split, seed, number, recipe.img_size, recipe.data_options) for number in numbers]
@@ -96,7 +101,8 @@ def first_digits(
 def held_out(split: str, samples: int = TEST_SAMPLES, recipe: Recipe = SHORT) -> Dataset:
     """Validation or test images and their labels, the same for every arm and seed.
 
-    Units:   samples counts scattered digits; of the centred ones there is a fixed number
+    Units:
+        samples counts scattered digits; of the centred ones there is a fixed number
     """
     if recipe.data == "digits":
         return open_data(replace(recipe, test_split=split), training=False).test
@@ -123,8 +129,9 @@ def normalise(
 ) -> Float[Tensor, "b c h w"]:
     """Images as a model of this recipe takes them: of about mean 0 and deviation 1.
 
-    Shapes:  images  b c h w    bytes, or floats from 0 to 1
-             return  b c h w
+    Shapes:
+        images: ``b c h w``, bytes, or floats from 0 to 1
+        return: ``b c h w``
     """
     pixels = images if images.is_floating_point() else images / 255
     return (pixels - recipe.mean[0]) / recipe.std[0]  # the same for all channels
@@ -148,8 +155,9 @@ def train_arm(
 ) -> "train.Result":
     """Train one arm by its recipe, on the processor. ``watch(model, update)`` looks after each update.
 
-    Units:   model is what is trained, in place; None builds it from the recipe's seed. watched is the number of
-             validation digits that are looked at after each epoch; the recipe's evaluate_every=0 looks at none
+    Units:
+        model is what is trained, in place; None builds it from the recipe's seed. watched is the number of validation
+        digits that are looked at after each epoch; the recipe's evaluate_every=0 looks at none
     """
     updates = images_seen(recipe) // recipe.batch_size
 
@@ -184,8 +192,9 @@ def run(
 ) -> dict:
     """Train one model and describe the run: accuracy, losses, processor seconds, and what the experiment looks at.
 
-    Units:   accuracy in percent; ``losses`` are pairs (updates, mean training loss since the pair before), ``curve``
-             are triples (images, mean training loss of an epoch, validation accuracy after it)
+    Units:
+        accuracy in percent; ``losses`` are pairs (updates, mean training loss since the pair before), ``curve`` are
+        triples (images, mean training loss of an epoch, validation accuracy after it)
     """
     start = time.process_time()
     values = experiment.arms[label]
@@ -263,8 +272,11 @@ def run_experiment(
 
     An arm that another file in the folder has already (the same values, on the same terms) is taken over from there.
 
-    Units:   seeds instead of those of the experiment; jobs are runs at a time, each in a process with one thread
-    Raises:  ValueError for a file made on other terms
+    Units:
+        seeds instead of those of the experiment; jobs are runs at a time, each in a process with one thread
+
+    Raises:
+        ValueError: for a file made on other terms
     """
     torch.set_num_threads(1)
     if seeds:

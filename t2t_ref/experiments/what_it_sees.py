@@ -58,7 +58,8 @@ def build(kind: str) -> nn.Module:
 def shown_digits(count: int, size: int = 64) -> tuple[Float[Tensor, "b c h w"], Int[Tensor, " b"]]:
     """Normalised test images, the same ones every time, and their labels.
 
-    Shapes:  return  (b c h w, b)    b = count, h = w = size
+    Shapes:
+        return: ``(b c h w, b)``, b = count, h = w = size
     """
     images, labels = ScatteredDigits("test", seed=0, size=size, **DIGITS).draw(range(count))
     return (images - MEAN) / STD, labels
@@ -78,9 +79,12 @@ def feature_maps(model: nn.Module, image: Float[Tensor, "b c h w"]) -> dict[str,
     T2TViT: after each T2T layer, the tokens that enter the backbone (with positions), after each block. ViT: the same
     without T2T layers. A residual network, ours or torchvision's: after the stem, after each block.
 
-    Shapes:  image   b c h w
-             return  by name: b channels rows columns
-    Raises:  ValueError for another kind of model
+    Shapes:
+        image: ``b c h w``
+        return: by name: b channels rows columns
+
+    Raises:
+        ValueError: for another kind of model
     """
     h, w = image.shape[-2:]
     if isinstance(model, T2TViT | ViT):
@@ -120,8 +124,9 @@ def short_name(name: str) -> str:
 def last_maps(model: nn.Module, image: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d rows columns"]:
     """The maps at stride 16 that come before the backbone, or for a residual network the last ones.
 
-    Shapes:  image   b c h w
-             return  b d rows columns
+    Shapes:
+        image: ``b c h w``
+        return: ``b d rows columns``
     """
     maps = feature_maps(model, image)
     return maps["tokens"] if "tokens" in maps else list(maps.values())[-1]
@@ -152,7 +157,8 @@ def statistics(model: nn.Module) -> dict:
 def silent_shares(model: T2TViT, image: Float[Tensor, "b c h w"]) -> list[float]:
     """For each performer: the share of tokens that get less than half of their attention, the rest going to epsilon.
 
-    Shapes:  image   b c h w
+    Shapes:
+        image: ``b c h w``
     """
     shares = [weights.sum(dim=-1) for weights in token_attention_maps(model, image)]
     return [(share < 0.5).double().mean().item() for share in shares]
@@ -207,9 +213,12 @@ def released_models(
 ) -> dict[str, nn.Module]:
     """The models of the paper's Fig. 2, in eval mode: T2T-ViT-24, ViT-L/16, ResNet-50. For any image size.
 
-    Units:   t2t is the authors' file, True downloads it (256 MB); vit is a file with timm's names, a path or a URL (1.2
-             GB); resnet is a model, None takes torchvision's (100 MB). ``sizes`` are arguments of both transformers
-    Raises:  ImportError without torchvision if no resnet is given; what load_checkpoint raises
+    Units:
+        t2t is the authors' file, True downloads it (256 MB); vit is a file with timm's names, a path or a URL (1.2 GB);
+        resnet is a model, None takes torchvision's (100 MB). ``sizes`` are arguments of both transformers
+
+    Raises:
+        ImportError: without torchvision if no resnet is given; what load_checkpoint raises
     """
     if resnet is None:
         from torchvision.models import resnet50

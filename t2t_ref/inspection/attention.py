@@ -19,10 +19,11 @@ def attention_maps(model: nn.Module, image: Float[Tensor, "b c h w"]) -> list[Fl
 
     A module says that it attends by a method ``attention_weights``, which takes what its ``forward`` takes.
 
-    Shapes:  image   b c h w
-             return  one b g q k for each such module, in the order of the run: head g, weight of key k for query q;
-                     rows sum to 1. In a T2TViT or a ViT token 0 is the class token. Windows, and words inside patches,
-                     stand in the place of b
+    Shapes:
+        image: ``b c h w``
+        return: one b g q k for each such module, in the order of the run: head g, weight of key k for query q; rows sum
+            to 1. In a T2TViT or a ViT token 0 is the class token. Windows, and words inside patches, stand in the place
+            of b
     """
     maps = []
 
@@ -42,9 +43,12 @@ def class_token_maps(
 ) -> Float[Tensor, "*lead h w"]:
     """How much the class token takes from each patch, as a map. What it takes from tokens without a place is left out.
 
-    Shapes:  weights  ... q k    attention of one block, b g q k, or a rollout, b q k; token 0 is the class token
-             return   ... h w    rows of the map sum to 1 minus the class token's weight for itself
-    Raises:  ValueError if there are not num_prefix_tokens + h w tokens
+    Shapes:
+        weights: ``... q k``, attention of one block, b g q k, or a rollout, b q k; token 0 is the class token
+        return: ``... h w``, rows of the map sum to 1 minus the class token's weight for itself
+
+    Raises:
+        ValueError: if there are not num_prefix_tokens + h w tokens
     """
     rows, columns = grid
     if weights.shape[-1] != num_prefix_tokens + rows * columns:
@@ -59,11 +63,18 @@ def attention_rollout(maps: Sequence[Float[Tensor, "b g q k"]], shortcut: float 
     Each block is taken for a mean of its heads, mixed with the identity for its shortcut. Values, MLPs and norms are
     left out, so this is a story about the model and not the model.
 
-    Shapes:  maps    one b g q k for each block, first block first, as :func:`attention_maps` gives them
-             return  b q k    rows sum to 1
-    Units:   shortcut is the share of the identity, between 0 and 1
-    Raises:  ValueError for no maps, or a share out of range
-    Source:  Abnar and Zuidema 2020, "Quantifying attention flow in transformers"
+    Shapes:
+        maps: one b g q k for each block, first block first, as :func:`attention_maps` gives them
+        return: ``b q k``, rows sum to 1
+
+    Units:
+        shortcut is the share of the identity, between 0 and 1
+
+    Raises:
+        ValueError: for no maps, or a share out of range
+
+    Source:
+        Abnar and Zuidema 2020, "Quantifying attention flow in transformers"
     """
     if not maps or not 0 <= shortcut <= 1:
         raise ValueError(f"expected at least one map and a share of 0 to 1, found {len(maps)} maps and {shortcut}")
@@ -82,10 +93,13 @@ def performer_weights(
 ) -> Float[Tensor, "b n k"]:
     """The n x n weights that :func:`performer_attention` applies and never holds. Quadratic: for small n only.
 
-    Shapes:  queries, keys  b n e
-             directions     m e
-             return         b n k    k = n; weights @ values is the layer's attention; rows sum to D / (D + epsilon)
-    Source:  chapter 5: each query mixes the features, each feature mixes the tokens
+    Shapes:
+        queries, keys: ``b n e``
+        directions: ``m e``
+        return: ``b n k``, k = n; weights @ values is the layer's attention; rows sum to D / (D + epsilon)
+
+    Source:
+        chapter 5: each query mixes the features, each feature mixes the tokens
     """
     dtype = torch.promote_types(queries.dtype, torch.float32)
     with without_autocast(queries.device.type):
@@ -103,8 +117,9 @@ def performer_weights(
 def token_attention_maps(model: nn.Module, image: Float[Tensor, "b c h w"]) -> list[Float[Tensor, "b q k"]]:
     """The attention weights of the T2T layers, exact ones or a performer's implicit ones. For small images.
 
-    Shapes:  image   b c h w
-             return  one b q k for each T2T layer; q and k are windows of its soft split, row by row
+    Shapes:
+        image: ``b c h w``
+        return: one b q k for each T2T layer; q and k are windows of its soft split, row by row
     """
     layers = {n: m for n, m in model.named_modules() if isinstance(m, TokenPerformer | TokenTransformer)}
     with eval_without_gradients(model), tap(model, [f"{name}.norm1" for name in layers]) as seen:

@@ -21,8 +21,11 @@ def count_macs(model: nn.Module, image: Tensor | tuple, *, products_of_activatio
     Some tools count linear layers and convolutions only. ``products_of_activations=False`` gives their number: it
     leaves out queries x keys and weights x values of attention, and the feature products of the performer.
 
-    Shapes:  image   b c h w; a tuple for a module that takes more than one input, tensors b first
-    Units:   multiply-accumulates, half the FLOPs of matrix products; element-wise work is not counted
+    Shapes:
+        image: b c h w; a tuple for a module that takes more than one input, tensors b first
+
+    Units:
+        multiply-accumulates, half the FLOPs of matrix products; element-wise work is not counted
     """
     inputs = image if isinstance(image, tuple) else (image,)
     # the counter stumbles over a parameter that one module hands to another

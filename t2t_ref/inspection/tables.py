@@ -82,7 +82,8 @@ class ShapeTable(Table):
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape of the stage called ``name``.
 
-        Raises:  KeyError, with the names there are, if there is none
+        Raises:
+            KeyError: with the names there are, if there is none
         """
         for row in self:
             if row.name == name:
@@ -116,7 +117,8 @@ def default_axes(tensor: Tensor) -> str:
 def axes_of(module: nn.Module, number: int, tensor: Tensor) -> str:
     """The axis letters of a module's output, from the annotation of its forward; else by the number of axes.
 
-    Units:   number says which of several outputs it is
+    Units:
+        number says which of several outputs it is
     """
     annotated = None
     with suppress(NameError):  # somebody else's module, with names that are there for type checkers alone
@@ -134,10 +136,13 @@ def shape_table(model: nn.Module, image: Tensor | tuple, *, depth: int = 2) -> S
     row of its own, ``into NAME``, and a note, if the module around it has one in its ``door_notes``. Equal neighbours
     in a list are folded: ``blocks.0-13``. Of several inputs or outputs each has a row: ``blocks.0[1]``.
 
-    Shapes:  image   whatever ``model`` takes; images b c h w, tokens b n d; a tuple for more than one input
-             return  a list of :class:`ShapeRow` that prints as a table
-    Units:   parameters counts the numbers a stage owns, frozen ones included; what a model holds outside its stages
-             (class token, position table) stands in the last row
+    Shapes:
+        image: whatever ``model`` takes; images b c h w, tokens b n d; a tuple for more than one input
+        return: a list of :class:`ShapeRow` that prints as a table
+
+    Units:
+        parameters counts the numbers a stage owns, frozen ones included; what a model holds outside its stages (class
+        token, position table) stands in the last row
     """
     inputs = image if isinstance(image, tuple) else (image,)
     rows: list[ShapeRow] = []

@@ -32,9 +32,12 @@ def tap(model: nn.Module, names: str | Sequence[str]):
     A name is that of a module and means what it returns. ``"into NAME"`` means what it is given, ``"blocks.*"`` every
     module of that pattern (a star stands for one part between dots). :func:`shape_table` shows the names.
 
-    Shapes:  return  a dict from name to a copy of the tensor, in the order of the run; filled by the model's own run.
-                     A module that runs more than once leaves its last; what is no tensor is kept as it is.
-    Raises:  ValueError for a name that fits no module
+    Shapes:
+        return: a dict from name to a copy of the tensor, in the order of the run; filled by the model's own run. A
+            module that runs more than once leaves its last; what is no tensor is kept as it is.
+
+    Raises:
+        ValueError: for a name that fits no module
     """
     names = [names] if isinstance(names, str) else list(names)
     modules = {name: module for name, module in model.named_modules() if name}
@@ -72,10 +75,13 @@ def token_maps(
 ) -> Float[Tensor, "b d h w"]:
     """Tokens as maps, one for each channel. A class token in front is left out, or as many as the model has there.
 
-    Shapes:  tokens  b n d     n = h w, or num_prefix_tokens + h w
-             grid    (h, w)    as ``model.grid_of`` gives it
-             return  b d h w
-    Raises:  ValueError if n is neither
+    Shapes:
+        tokens: ``b n d``, n = h w, or num_prefix_tokens + h w
+        grid: ``(h, w)``, as ``model.grid_of`` gives it
+        return: ``b d h w``
+
+    Raises:
+        ValueError: if n is neither
     """
     rows, columns = grid
     with_prefix = tokens.shape[1] == num_prefix_tokens + rows * columns

@@ -10,9 +10,12 @@ from torch import Tensor, nn
 class Mlp(nn.Module):
     """Two linear layers with a GELU between them, applied to each token by itself.
 
-    Shapes:  tokens  b n d
-             return  b n d     through a hidden width f
-    Source:  paper, Eq. (5), its MLP; state-dict names as in the authors' code
+    Shapes:
+        tokens: ``b n d``
+        return: ``b n d``, through a hidden width f
+
+    Source:
+        paper, Eq. (5), its MLP; state-dict names as in the authors' code
     """
 
     def __init__(self, dim: int, hidden_dim: int, *, drop_rate: float = 0.0):
@@ -29,11 +32,18 @@ class Mlp(nn.Module):
 class Attention(nn.Module):
     """Multi-head self-attention: every token gathers from all tokens, in g heads side by side.
 
-    Shapes:  tokens  b n d
-             return  b n d
-    Units:   qk_scale multiplies the scores; None means head_dim ** -0.5, which the released weights need
-    Raises:  ValueError if num_heads does not divide dim
-    Source:  Vaswani et al. 2017; state-dict names as in the authors' code
+    Shapes:
+        tokens: ``b n d``
+        return: ``b n d``
+
+    Units:
+        qk_scale multiplies the scores; None means head_dim ** -0.5, which the released weights need
+
+    Raises:
+        ValueError: if num_heads does not divide dim
+
+    Source:
+        Vaswani et al. 2017; state-dict names as in the authors' code
     """
 
     def __init__(
@@ -65,8 +75,9 @@ class Attention(nn.Module):
     ) -> tuple[Float[Tensor, "b g n e"], Float[Tensor, "b g n e"], Float[Tensor, "b g n e"]]:
         """Queries, keys and values, one set for each of the g heads.
 
-        Shapes:  tokens  b n d
-                 return  (b g n e, b g n e, b g n e)    e = d / g, the width of a head
+        Shapes:
+            tokens: ``b n d``
+            return: ``(b g n e, b g n e, b g n e)``, e = d / g, the width of a head
         """
         qkv = rearrange(self.qkv(tokens), "b n (three g e) -> three b g n e", three=3, g=self.num_heads)
         queries, keys, values = qkv
@@ -75,7 +86,8 @@ class Attention(nn.Module):
     def attention_weights(self, *inputs) -> Float[Tensor, "b g q k"]:
         """The weights that ``forward``, given the same, mixes the values by and never holds, for those who want to see.
 
-        Shapes:  return  b g q k    rows sum to 1
+        Shapes:
+            return: ``b g q k``, rows sum to 1
         """
         queries, keys, _ = self.split_heads(*inputs)
         scores = einsum(queries, keys, "b g q e, b g k e -> b g q k") * self.scale
@@ -95,10 +107,15 @@ class DropPath(nn.Module):
     A kept sample is divided by the probability of keeping it, so that the mean stays what it was.
     In eval mode nothing happens.
 
-    Shapes:  branch  b n d
-             return  b n d
-    Raises:  ValueError unless 0 <= drop_rate < 1
-    Source:  Huang et al. 2016, "Deep networks with stochastic depth"
+    Shapes:
+        branch: ``b n d``
+        return: ``b n d``
+
+    Raises:
+        ValueError: unless 0 <= drop_rate < 1
+
+    Source:
+        Huang et al. 2016, "Deep networks with stochastic depth"
     """
 
     def __init__(self, drop_rate: float = 0.0):
@@ -122,9 +139,12 @@ class DropPath(nn.Module):
 class Block(nn.Module):
     """One transformer block, norms first: tokens + attention, then tokens + MLP.
 
-    Shapes:  tokens  b n d
-             return  b n d
-    Source:  paper, Eq. (5)
+    Shapes:
+        tokens: ``b n d``
+        return: ``b n d``
+
+    Source:
+        paper, Eq. (5)
     """
 
     attention_class, mlp_class = Attention, Mlp  # chapter 13 derives blocks with others

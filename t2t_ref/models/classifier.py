@@ -33,7 +33,8 @@ def remember_arguments(init: Callable) -> Callable:
 def init_weights(module: nn.Module) -> None:
     """Linear layers: truncated normal of standard deviation 0.02, bias 0. Layer norms start as the identity.
 
-    Source:  authors' code
+    Source:
+        authors' code
     """
     if isinstance(module, nn.Linear):
         nn.init.trunc_normal_(module.weight, std=0.02)
@@ -48,8 +49,9 @@ class Classifier(nn.Module):
     ``block_outputs`` and ``depth``. It states below what is otherwise with it than with a model of one class token, one
     position table and one head, or overrides the method that says so (``pool``, ``position_tables``, ``resize_table``).
 
-    Shapes:  image   b c h w
-             return  b classes    logits; with num_classes=0 the class feature, b d
+    Shapes:
+        image: ``b c h w``
+        return: ``b classes``, logits; with num_classes=0 the class feature, b d
     """
 
     head_names: tuple[str, ...] = ("head",)  # attributes, and so the first part of their state-dict names
@@ -74,31 +76,35 @@ class Classifier(nn.Module):
     def forward_features(self, image: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n d"]:
         """Image to tokens after the last norm.
 
-        Shapes:  image   b c h w
-                 return  b n d     n counts the prefix tokens, which come first
+        Shapes:
+            image: ``b c h w``
+            return: ``b n d``, n counts the prefix tokens, which come first
         """
         raise NotImplementedError
 
     def pool(self, features: Float[Tensor, "b n d"]) -> Float[Tensor, "b d"]:
         """The class feature, by which the head decides: here the first token.
 
-        Shapes:  features  b n d
-                 return    b d
+        Shapes:
+            features: ``b n d``
+            return: ``b d``
         """
         return features[:, 0]
 
     def forward_head(self, features: Float[Tensor, "b n d"]) -> Float[Tensor, "b classes"]:
         """Tokens after the last norm to logits.
 
-        Shapes:  features  b n d
-                 return    b classes    the class feature, b d, if num_classes is 0
+        Shapes:
+            features: ``b n d``
+            return: ``b classes``, the class feature, b d, if num_classes is 0
         """
         return self.head(self.pool(features))
 
     def check_image(self, image: Float[Tensor, "b c h w"]) -> None:
         """Refuse an image that this model cannot take, and say what it takes.
 
-        Raises:  ValueError for another number of axes; for a size other than img_size, unless dynamic_img_size
+        Raises:
+            ValueError: for another number of axes; for a size other than img_size, unless dynamic_img_size
         """
         if image.ndim != 4:
             raise ValueError(f"expected an image of shape (b, c, h, w), found {tuple(image.shape)}")
@@ -127,7 +133,8 @@ class Classifier(nn.Module):
     def resize_table(self, name: str, table: Tensor, grid: tuple[int, int], new_grid: tuple[int, int]) -> Tensor:
         """A stored table of positions, fitted to another grid as this model wants it.
 
-        Raises:  ValueError if ``grid`` does not fit the table
+        Raises:
+            ValueError: if ``grid`` does not fit the table
         """
         return resize_position_table(table, grid, new_grid, num_prefix_tokens=self.num_prefix_tokens)
 
@@ -183,16 +190,21 @@ class Classifier(nn.Module):
     ) -> list | tuple[Tensor, list]:
         """The tokens after chosen blocks, as timm's models give them.
 
-        Shapes:  image   b c h w
-                 return  (features, intermediates)    features b n d after the last norm; one intermediate a block, as
-                         an image b d rows columns, or as tokens b n d without prefix tokens for output_fmt="NLC".
-                         With return_prefix_tokens each is (intermediate, prefix tokens b p d). With intermediates_only,
-                         the list alone.
-        Units:   indices counts blocks from 0, or from the end if negative; an int n means the last n; None means all.
-                 norm applies the last norm to each; stop_early skips the blocks after the last one asked for, so it
-                 needs intermediates_only.
-        Raises:  ValueError for an index that is not there, an unknown output_fmt, stop_early without
-                 intermediates_only, norm=True where a block is not as wide as the last norm (dense design)
+        Shapes:
+            image: ``b c h w``
+            return: ``(features, intermediates)``, features b n d after the last norm; one intermediate a block, as an
+                image b d rows columns, or as tokens b n d without prefix tokens for output_fmt="NLC". With
+                return_prefix_tokens each is (intermediate, prefix tokens b p d). With intermediates_only, the list
+                alone.
+
+        Units:
+            indices counts blocks from 0, or from the end if negative; an int n means the last n; None means all. norm
+            applies the last norm to each; stop_early skips the blocks after the last one asked for, so it needs
+            intermediates_only.
+
+        Raises:
+            ValueError: for an index that is not there, an unknown output_fmt, stop_early without intermediates_only,
+                norm=True where a block is not as wide as the last norm (dense design)
         """
         depth = self.depth
         if isinstance(indices, int):
@@ -229,8 +241,9 @@ class TokenClassifier(Classifier):
     A subclass makes ``cls_token``, ``pos_embed``, ``pos_drop``, ``blocks``, ``norm`` and ``head``, sets ``grid``, and
     defines ``tokens`` and ``grid_of``. The way of an image through all of them is here.
 
-    Shapes:  image   b c h w
-             return  b classes    logits; with num_classes=0 the class feature, b d
+    Shapes:
+        image: ``b c h w``
+        return: ``b classes``, logits; with num_classes=0 the class feature, b d
     """
 
     door_notes = {"pos_drop": "class token, positions", "head": "class token alone"}
@@ -240,8 +253,9 @@ class TokenClassifier(Classifier):
     def tokens(self, image: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n d"]:
         """Image to tokens, one for each place of the grid.
 
-        Shapes:  image   b c h w
-                 return  b n d
+        Shapes:
+            image: ``b c h w``
+            return: ``b n d``
         """
         raise NotImplementedError
 
@@ -252,8 +266,9 @@ class TokenClassifier(Classifier):
     def position_table(self, image: Float[Tensor, "b c h w"]) -> Float[Tensor, "1 n d"]:
         """The position table for the grid of this image: the trained one, resized if the image is not of img_size.
 
-        Shapes:  image   b c h w
-                 return  1 n d     n counts the class token, which is row 0
+        Shapes:
+            image: ``b c h w``
+            return: ``1 n d``, n counts the class token, which is row 0
         """
         size = (image.shape[-2], image.shape[-1])
         if size == self.img_size:
@@ -263,8 +278,9 @@ class TokenClassifier(Classifier):
     def embed(self, image: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n d"]:
         """Image to the tokens that enter the first block.
 
-        Shapes:  image   b c h w
-                 return  b n d     n counts the class token, which is row 0
+        Shapes:
+            image: ``b c h w``
+            return: ``b n d``, n counts the class token, which is row 0
         """
         self.check_image(image)
         tokens = self.tokens(image)
@@ -275,8 +291,9 @@ class TokenClassifier(Classifier):
     def forward_features(self, image: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n d"]:
         """Image to tokens after the last norm.
 
-        Shapes:  image   b c h w
-                 return  b n d     n counts the class token, which is row 0
+        Shapes:
+            image: ``b c h w``
+            return: ``b n d``, n counts the class token, which is row 0
         """
         tokens = self.embed(image)
         for block in self.blocks:

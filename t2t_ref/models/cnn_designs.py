@@ -25,10 +25,15 @@ class SqueezeExcite(nn.Module):
 
     The gates are computed from the mean over all tokens, the class token among them.
 
-    Shapes:  tokens  b n d
-             return  b n d
-    Units:   the mean is squeezed to a ``reduction``-th of its d numbers, at least 1
-    Source:  Hu et al. 2018; ``SELayer`` of the authors' code
+    Shapes:
+        tokens: ``b n d``
+        return: ``b n d``
+
+    Units:
+        the mean is squeezed to a ``reduction``-th of its d numbers, at least 1
+
+    Source:
+        Hu et al. 2018; ``SELayer`` of the authors' code
     """
 
     def __init__(self, dim: int, reduction: int = 16):
@@ -46,9 +51,12 @@ class SqueezeExcite(nn.Module):
 class SEAttention(Attention):
     """Attention whose output has its channels weighed before it is added to the tokens.
 
-    Shapes:  tokens  b n d
-             return  b n d
-    Source:  authors' code: after ``proj``, before the dropout
+    Shapes:
+        tokens: ``b n d``
+        return: ``b n d``
+
+    Source:
+        authors' code: after ``proj``, before the dropout
     """
 
     def __init__(self, dim: int, num_heads: int, **options):
@@ -67,8 +75,9 @@ class SEAttention(Attention):
 class SEBlock(Block):
     """A block with :class:`SEAttention`. The MLP is the plain one.
 
-    Shapes:  tokens  b n d
-             return  b n d
+    Shapes:
+        tokens: ``b n d``
+        return: ``b n d``
     """
 
     attention_class = SEAttention
@@ -77,7 +86,8 @@ class SEBlock(Block):
 class SET2TViT(T2TViT):
     """T2T-ViT with squeeze-and-excitation in every block. Arguments and shapes as :class:`T2TViT`.
 
-    Source:  paper, Table 6, "T2T-ViT-SE"; ``T2T_ViT_SE`` of the authors' code, with the same state-dict names
+    Source:
+        paper, Table 6, "T2T-ViT-SE"; ``T2T_ViT_SE`` of the authors' code, with the same state-dict names
     """
 
     block_class = SEBlock
@@ -86,7 +96,8 @@ class SET2TViT(T2TViT):
 class SEViT(ViT):
     """ViT with squeeze-and-excitation in every block. Arguments and shapes as :class:`ViT`.
 
-    Source:  paper, Table 6, "ViT-SE"; the authors left no code for it
+    Source:
+        paper, Table 6, "ViT-SE"; the authors left no code for it
     """
 
     block_class = SEBlock
@@ -106,8 +117,9 @@ def ghost_operation(channels: int) -> nn.Conv1d:
 def ghost(operation: nn.Conv1d, tokens: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
     """The ghost of the tokens: every channel times its factor.
 
-    Shapes:  tokens  b n d
-             return  b n d
+    Shapes:
+        tokens: ``b n d``
+        return: ``b n d``
     """
     channels_first = rearrange(tokens, "b n d -> b d n")
     return rearrange(operation(channels_first), "b d n -> b n d")
@@ -119,10 +131,15 @@ class GhostAttention(Attention):
     The ghosts come behind the real channels. So the first half of the heads is real, and the second half has the same
     queries, keys and values with other factors.
 
-    Shapes:  tokens  b n d
-             return  b n d
-    Raises:  ValueError if num_heads does not divide dim, or dim is not even
-    Source:  Han et al. 2020, "GhostNet"; ``Attention_ghost`` of the authors' code
+    Shapes:
+        tokens: ``b n d``
+        return: ``b n d``
+
+    Raises:
+        ValueError: if num_heads does not divide dim, or dim is not even
+
+    Source:
+        Han et al. 2020, "GhostNet"; ``Attention_ghost`` of the authors' code
     """
 
     def make_qkv(self, dim: int, *, bias: bool) -> None:
@@ -142,8 +159,9 @@ class GhostAttention(Attention):
     ) -> tuple[Float[Tensor, "b g n e"], Float[Tensor, "b g n e"], Float[Tensor, "b g n e"]]:
         """Queries, keys and values, one set for each of the g heads, the ghosts behind the real ones.
 
-        Shapes:  tokens  b n d
-                 return  (b g n e, b g n e, b g n e)    e = d / g, the width of a head
+        Shapes:
+            tokens: ``b n d``
+            return: ``(b g n e, b g n e, b g n e)``, e = d / g, the width of a head
         """
         both = []
         for linear, operation in (
@@ -164,10 +182,13 @@ class GhostMlp(nn.Module):
     With a hidden width of 3 d there are two ghosts, the only case that the authors' code can take. Here a hidden width
     that is no multiple of d has its last ghost of the first channels only, and one below d has no ghosts.
 
-    Shapes:  tokens  b n d
-             return  b n d     through a hidden width f
-    Source:  Han et al. 2020; ``Mlp_ghost`` of the authors' code, where the ghosts are taken after the GELU and
-             go through the GELU once more
+    Shapes:
+        tokens: ``b n d``
+        return: ``b n d``, through a hidden width f
+
+    Source:
+        Han et al. 2020; ``Mlp_ghost`` of the authors' code, where the ghosts are taken after the GELU and go through
+        the GELU once more
     """
 
     def __init__(self, dim: int, hidden_dim: int, *, drop_rate: float = 0.0):
@@ -194,8 +215,9 @@ class GhostMlp(nn.Module):
 class GhostBlock(Block):
     """A block with :class:`GhostAttention` and :class:`GhostMlp`.
 
-    Shapes:  tokens  b n d
-             return  b n d
+    Shapes:
+        tokens: ``b n d``
+        return: ``b n d``
     """
 
     attention_class, mlp_class = GhostAttention, GhostMlp
@@ -204,7 +226,8 @@ class GhostBlock(Block):
 class GhostT2TViT(T2TViT):
     """T2T-ViT of ghost blocks. Arguments and shapes as :class:`T2TViT`.
 
-    Source:  paper, Table 6, "T2T-ViT-Ghost"; ``T2T_ViT_Ghost`` of the authors' code, with the same state-dict names
+    Source:
+        paper, Table 6, "T2T-ViT-Ghost"; ``T2T_ViT_Ghost`` of the authors' code, with the same state-dict names
     """
 
     block_class = GhostBlock
@@ -213,7 +236,8 @@ class GhostT2TViT(T2TViT):
 class GhostViT(ViT):
     """ViT of ghost blocks. Arguments and shapes as :class:`ViT`.
 
-    Source:  paper, Table 6, "ViT-Ghost"; the authors left no code for it
+    Source:
+        paper, Table 6, "ViT-Ghost"; the authors left no code for it
     """
 
     block_class = GhostBlock
@@ -227,9 +251,12 @@ class DenseBlock(Block):
 
     The new channels are a linear layer of what a plain block would put out.
 
-    Shapes:  tokens  b n d
-             return  b n e     e = d + growth_rate, the first d as they came
-    Source:  Huang et al. 2017, "Densely connected convolutional networks"; authors' code
+    Shapes:
+        tokens: ``b n d``
+        return: ``b n e``, e = d + growth_rate, the first d as they came
+
+    Source:
+        Huang et al. 2017, "Densely connected convolutional networks"; authors' code
     """
 
     def __init__(self, dim: int, num_heads: int, mlp_ratio: float = 4.0, *, growth_rate: int, **options):
@@ -244,9 +271,12 @@ class DenseBlock(Block):
 class Transition(nn.Module):
     """Between two dense stages: every token to half its width, then a GELU.
 
-    Shapes:  tokens  b n d
-             return  b n e     e = d / 2
-    Source:  authors' code
+    Shapes:
+        tokens: ``b n d``
+        return: ``b n e``, e = d / 2
+
+    Source:
+        authors' code
     """
 
     def __init__(self, dim: int):
@@ -261,7 +291,8 @@ class Transition(nn.Module):
 def dense_widths(embed_dim: int, depths: Sequence[int], growth_rate: int) -> list[list[int]]:
     """The width of the tokens before each block of each stage, and at its end: [[128, 192, 256, 320], [160, ...], ...].
 
-    Raises:  ValueError if there is no stage, or one without blocks
+    Raises:
+        ValueError: if there is no stage, or one without blocks
     """
     if not depths or min(depths) < 1:
         raise ValueError(f"depths is {tuple(depths)}, expected a number of blocks, 1 or more, for each stage")
@@ -301,12 +332,19 @@ class DenseT2TViT(DenseStages, T2TViT):
     ``blocks`` holds the transitions too: entry 3 is the first one. ``num_features`` is the width at the end, where
     norm and head are; ``embed_dim`` is the width at the start.
 
-    Shapes:  image   b c h w
-             return  b classes   logits; with num_classes=0 the class feature, b num_features
-    Units:   as :class:`T2TViT`; depths is the number of blocks of each stage. Of drop_path_rate the last of four stages
-             gets 3/11, the others less: see :class:`DenseStages`
-    Raises:  ValueError as :class:`T2TViT`, and if num_heads does not divide the width of every block
-    Source:  paper, Table 6, "T2T-ViT-Dense"; ``T2T_ViT_Dense`` of the authors' code, with the same state-dict names
+    Shapes:
+        image: ``b c h w``
+        return: ``b classes``, logits; with num_classes=0 the class feature, b num_features
+
+    Units:
+        as :class:`T2TViT`; depths is the number of blocks of each stage. Of drop_path_rate the last of four stages gets
+        3/11, the others less: see :class:`DenseStages`
+
+    Raises:
+        ValueError: as :class:`T2TViT`, and if num_heads does not divide the width of every block
+
+    Source:
+        paper, Table 6, "T2T-ViT-Dense"; ``T2T_ViT_Dense`` of the authors' code, with the same state-dict names
     """
 
     @remember_arguments
@@ -356,9 +394,12 @@ class DenseT2TViT(DenseStages, T2TViT):
 class DenseViT(DenseStages, ViT):
     """ViT of dense stages: see :class:`DenseT2TViT`.
 
-    Shapes:  image   b c h w
-             return  b classes   logits; with num_classes=0 the class feature, b num_features
-    Source:  paper, Table 6, "ViT-Dense"; the authors left no code for it
+    Shapes:
+        image: ``b c h w``
+        return: ``b classes``, logits; with num_classes=0 the class feature, b num_features
+
+    Source:
+        paper, Table 6, "ViT-Dense"; the authors left no code for it
     """
 
     @remember_arguments

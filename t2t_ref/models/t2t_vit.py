@@ -16,14 +16,21 @@ from t2t_ref.models.tokens_to_token import TokensToToken, token_grid
 class T2TViT(TokenClassifier):
     """Tokens-to-Token Vision Transformer.
 
-    Shapes:  image   b c h w
-             return  b classes   logits; with num_classes=0 the class feature, b d
-    Units:   img_size is pixels, an int or (height, width); rates are probabilities; qk_scale reaches the backbone
-             only, None means head_dim ** -0.5. performer_drop_rate and performer_epsilon go to the T2T layers of
-             tokens_type "performer"; dropout there is on in training unless set to 0, as in the authors' code.
-    Raises:  ValueError for an unknown tokens_type, a size that leaves no token, a wrong number of channels, a size
-             other than img_size unless dynamic_img_size resizes the position table to it
-    Source:  paper, Sec. 3 and Fig. 4; ``T2T_ViT`` of the authors' code, with the same state-dict names and numbers
+    Shapes:
+        image: ``b c h w``
+        return: ``b classes``, logits; with num_classes=0 the class feature, b d
+
+    Units:
+        img_size is pixels, an int or (height, width); rates are probabilities; qk_scale reaches the backbone only, None
+        means head_dim ** -0.5. performer_drop_rate and performer_epsilon go to the T2T layers of tokens_type
+        "performer"; dropout there is on in training unless set to 0, as in the authors' code.
+
+    Raises:
+        ValueError: for an unknown tokens_type, a size that leaves no token, a wrong number of channels, a size other
+            than img_size unless dynamic_img_size resizes the position table to it
+
+    Source:
+        paper, Sec. 3 and Fig. 4; ``T2T_ViT`` of the authors' code, with the same state-dict names and numbers
     """
 
     block_class = Block  # chapter 13 derives models with others
@@ -84,8 +91,9 @@ class T2TViT(TokenClassifier):
     def tokens(self, image: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n d"]:
         """Image to tokens, one for each place of the grid.
 
-        Shapes:  image   b c h w
-                 return  b n d
+        Shapes:
+            image: ``b c h w``
+            return: ``b n d``
         """
         return self.tokens_to_token(image)
 

@@ -18,8 +18,11 @@ TOKENS_TYPES = ("performer", "transformer", "convolution")
 def token_grid(size: int | tuple[int, int]) -> tuple[int, int]:
     """(rows, columns) of the tokens that the three splits leave of an image: 14 x 14 of 224 x 224.
 
-    Raises:  ValueError if not even one token is left
-    Source:  paper, Eq. (3), three times
+    Raises:
+        ValueError: if not even one token is left
+
+    Source:
+        paper, Eq. (3), three times
     """
     grid = pair(size)
     for kernel, stride, padding in SPLITS:
@@ -30,11 +33,16 @@ def token_grid(size: int | tuple[int, int]) -> tuple[int, int]:
 def restructure(tokens: Float[Tensor, "b n d"], grid: tuple[int, int]) -> Float[Tensor, "b d h w"]:
     """Lay tokens out as an image again: token number row * w + column becomes the pixel (row, column).
 
-    Shapes:  tokens  b n d     n = h w
-             grid    (h, w)
-             return  b d h w
-    Raises:  ValueError if the grid does not have as many cells as there are tokens
-    Source:  paper, Eq. (2)
+    Shapes:
+        tokens: ``b n d``, n = h w
+        grid: ``(h, w)``
+        return: ``b d h w``
+
+    Raises:
+        ValueError: if the grid does not have as many cells as there are tokens
+
+    Source:
+        paper, Eq. (2)
     """
     h, w = grid
     if tokens.shape[1] != h * w:
@@ -45,14 +53,21 @@ def restructure(tokens: Float[Tensor, "b n d"], grid: tuple[int, int]) -> Float[
 class TokensToToken(nn.Module):
     """Image to tokens, in three soft splits of stride 4, 2 and 2.
 
-    Shapes:  image   b c h w
-             return  b n d     n = 196 for 224 x 224 pixels, d = embed_dim
-    Units:   img_size, an int or (height, width), is the size that ``grid`` and ``num_patches`` are stated for;
-             the module itself takes any size that leaves a token
-    Raises:  ValueError for an unknown tokens_type, a size that leaves no token, a wrong number of channels
-    Source:  paper, Eq. (4) and Fig. 4; ``T2T_module`` of the authors' code. tokens_type "convolution" is the
-             T2T-ViT_c of Table 7: three convolutions of the same kernels and strides, with nothing between
-             them; the authors define its layers but left its forward out.
+    Shapes:
+        image: ``b c h w``
+        return: ``b n d``, n = 196 for 224 x 224 pixels, d = embed_dim
+
+    Units:
+        img_size, an int or (height, width), is the size that ``grid`` and ``num_patches`` are stated for; the module
+        itself takes any size that leaves a token
+
+    Raises:
+        ValueError: for an unknown tokens_type, a size that leaves no token, a wrong number of channels
+
+    Source:
+        paper, Eq. (4) and Fig. 4; ``T2T_module`` of the authors' code. tokens_type "convolution" is the T2T-ViT_c of
+        Table 7: three convolutions of the same kernels and strides, with nothing between them; the authors define its
+        layers but left its forward out.
     """
 
     door_notes = {"soft_split1": "re-structured", "soft_split2": "re-structured"}  # for shape_table

@@ -16,10 +16,15 @@ from t2t_ref.models.soft_split import check_channels, grid_size
 class PatchEmbed(nn.Module):
     """Hard split: the image is cut into squares that do not overlap, and each becomes one token.
 
-    Shapes:  image   b c h w
-             return  b n d     n = h w / patch_size ** 2
-    Raises:  ValueError if patch_size does not divide h and w, or the number of channels is wrong
-    Source:  state-dict names as in timm
+    Shapes:
+        image: ``b c h w``
+        return: ``b n d``, n = h w / patch_size ** 2
+
+    Raises:
+        ValueError: if patch_size does not divide h and w, or the number of channels is wrong
+
+    Source:
+        state-dict names as in timm
     """
 
     def __init__(self, patch_size: int, in_chans: int, embed_dim: int):
@@ -31,7 +36,8 @@ class PatchEmbed(nn.Module):
     def grid_size(self, size: tuple[int, int]) -> tuple[int, int]:
         """(rows, columns) of the tokens of an image of (h, w) pixels.
 
-        Raises:  ValueError if the patches do not tile the image
+        Raises:
+            ValueError: if the patches do not tile the image
         """
         h, w = size
         if h % self.patch_size or w % self.patch_size:
@@ -47,12 +53,19 @@ class PatchEmbed(nn.Module):
 class ViT(TokenClassifier):
     """Vision Transformer, with a hard split and a learned position table.
 
-    Shapes:  image   b c h w
-             return  b classes   logits; with num_classes=0 the class feature, b d
-    Units:   as :class:`T2TViT`; patch_size is pixels
-    Raises:  ValueError for a wrong number of channels, a size that the patches do not tile, a size other than img_size
-             unless dynamic_img_size resizes the position table to it
-    Source:  Dosovitskiy et al. 2021; state-dict names and layer norms (epsilon 1e-6) as in timm
+    Shapes:
+        image: ``b c h w``
+        return: ``b classes``, logits; with num_classes=0 the class feature, b d
+
+    Units:
+        as :class:`T2TViT`; patch_size is pixels
+
+    Raises:
+        ValueError: for a wrong number of channels, a size that the patches do not tile, a size other than img_size
+            unless dynamic_img_size resizes the position table to it
+
+    Source:
+        Dosovitskiy et al. 2021; state-dict names and layer norms (epsilon 1e-6) as in timm
     """
 
     block_class = Block  # chapter 13 derives models with others
@@ -105,8 +118,9 @@ class ViT(TokenClassifier):
     def tokens(self, image: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n d"]:
         """Image to tokens, one for each place of the grid.
 
-        Shapes:  image   b c h w
-                 return  b n d
+        Shapes:
+            image: ``b c h w``
+            return: ``b n d``
         """
         return self.patch_embed(image)
 

@@ -31,7 +31,8 @@ FLAGS = ("output", "resume", "print_recipe", "evaluate", "cpu", "quiet", "help")
 def value_of(text: str, kind: object) -> object:
     """A word of the command line as a value of this type.
 
-    Raises:  ValueError if it is none
+    Raises:
+        ValueError: if it is none
     """
     if kind is bool:
         if text.lower() not in ("true", "false", "yes", "no", "1", "0"):
@@ -45,7 +46,8 @@ def value_of(text: str, kind: object) -> object:
 def option_of(word: str) -> tuple[str, object]:
     """name=value as a pair; a value with commas is several.
 
-    Raises:  ValueError without an equals sign or a name
+    Raises:
+        ValueError: without an equals sign or a name
     """
     name, equals, text = word.partition("=")
     if not equals or not name.isidentifier():
@@ -92,7 +94,8 @@ def make_parser() -> Parser:
 def parse(argv: list[str]) -> tuple[argparse.Namespace, Recipe]:
     """The options, and the recipe with the fields that were named.
 
-    Raises:  ValueError for a recipe, a field or a value that is none, with the nearest names
+    Raises:
+        ValueError: for a recipe, a field or a value that is none, with the nearest names
     """
     # --batch_size is --batch-size
     argv = [re.sub(r"^--[\w-]+", lambda found: found[0].replace("_", "-"), word) for word in argv]

@@ -37,7 +37,8 @@ from t2t_ref.weights import RELEASED, load_checkpoint, load_model, read_weights
 def wilson(hits: int, total: int) -> tuple[float, float]:
     """The 95 % interval of a share: where the true share lies, if ``hits`` of ``total`` independent trials succeeded.
 
-    Source:  E. B. Wilson, "Probable inference", 1927. Unlike share +- 1.96 s it stays within 0 and 1
+    Source:
+        E. B. Wilson, "Probable inference", 1927. Unlike share +- 1.96 s it stays within 0 and 1
     """
     from scipy.stats import binomtest  # not at the top: it takes longer to import than all the rest
 
@@ -51,9 +52,12 @@ def wilson(hits: int, total: int) -> tuple[float, float]:
 class Evaluation:
     """What a model makes of a data set. Prints as text.
 
-    Shapes:  confusion  k k     images of class (row) that were taken for class (column)
-    Units:   loss is the mean cross-entropy, in nats; unread is the number of images that could not be read, which are
-             not counted; top5_hits counts the true classes among the five (or k) likeliest
+    Shapes:
+        confusion: ``k k``, images of class (row) that were taken for class (column)
+
+    Units:
+        loss is the mean cross-entropy, in nats; unread is the number of images that could not be read, which are not
+        counted; top5_hits counts the true classes among the five (or k) likeliest
     """
 
     confusion: Int[Tensor, "k k"]
@@ -142,11 +146,13 @@ def evaluate(
 ) -> Evaluation:
     """Show every image of ``data`` to ``model`` once, and count.
 
-    Units:   data yields (image c h w, label), a label of -1 for an image that is not to be counted; preprocess makes a
-             batch ready for the model, as ``Augment.normalise`` does; with an accelerate.Accelerator its processes
-             share the images, and each gets the result of all, else the device is the model's
-    Raises:  ValueError if model and data do not have the same number of classes, or if the model's answers are
-             not finite
+    Units:
+        data yields (image c h w, label), a label of -1 for an image that is not to be counted; preprocess makes a batch
+        ready for the model, as ``Augment.normalise`` does; with an accelerate.Accelerator its processes share the
+        images, and each gets the result of all, else the device is the model's
+
+    Raises:
+        ValueError: if model and data do not have the same number of classes, or if the model's answers are not finite
     """
     device = accelerator.device if accelerator else next(model.parameters()).device
     share = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
@@ -213,8 +219,11 @@ def recipe_beside(weights: str | os.PathLike) -> Recipe | None:
 def find_model(weights: str | os.PathLike, name: str | None = None, img_size: int | None = None) -> TokenClassifier:
     """The model that a file holds, whoever wrote it, with its weights and its number of classes. Reads it once.
 
-    Units:   name and img_size, where the file does not say or shall not have it as it says
-    Raises:  ValueError if nobody says which model it is, or if it has no head; else as load_checkpoint
+    Units:
+        name and img_size, where the file does not say or shall not have it as it says
+
+    Raises:
+        ValueError: if nobody says which model it is, or if it has no head; else as load_checkpoint
     """
     size = {} if img_size is None else {"img_size": img_size}
     stored, shown = read_weights(weights), os.fsdecode(weights)
@@ -240,7 +249,8 @@ def evaluate_recipe(
 ) -> tuple[Evaluation, Recipe]:
     """Evaluate a model on the test data of a recipe, at the model's own image size: the recipe returned has that.
 
-    Raises:  ValueError for a model of images that are not square; as :func:`evaluate` and ``open_data``
+    Raises:
+        ValueError: for a model of images that are not square; as :func:`evaluate` and ``open_data``
     """
     from t2t_ref.data.sources import open_data
     from t2t_ref.train.augment import Augment

@@ -79,12 +79,17 @@ def fit(
     ``accelerate launch``, the processes share the work. The global generators of Python, numpy and torch are left as
     they were. The test accuracy at the end is ``fit("digits").epochs[-1]["test_accuracy"]``.
 
-    Units:   data is what :func:`t2t_ref.data.sources.open_data` returns, and model a model to train in place, if they
-             are not those of the recipe; cpu=True keeps off any accelerator; after_update is called with the model and
-             the number of updates so far
-    Raises:  CannotStart for whatever goes wrong before the first update: a folder that holds another run or has no
-             room, data that is not there; NotFinite; Interrupted; OSError if the disk takes no more. All but the last
-             are to be had from t2t_ref.train
+    Units:
+        data is what :func:`t2t_ref.data.sources.open_data` returns, and model a model to train in place, if they are
+        not those of the recipe; cpu=True keeps off any accelerator; after_update is called with the model and the
+        number of updates so far
+
+    Raises:
+        CannotStart: for whatever goes wrong before the first update: a folder that holds another run or has no room,
+            data that is not there
+        NotFinite
+        Interrupted
+        OSError: if the disk takes no more. All but the last are to be had from t2t_ref.train
     """
     recipe = find_recipe(recipe) if isinstance(recipe, str) else recipe
     signals = Signals()
@@ -129,7 +134,8 @@ def fit(
 def starting():
     """A context in which whatever goes wrong means that the run cannot start.
 
-    Raises:  CannotStart
+    Raises:
+        CannotStart
     """
     try:
         yield
@@ -145,7 +151,8 @@ def starting():
 def named(field: str):
     """A context in which arguments that a class does not take are blamed on the field of the recipe they came from.
 
-    Raises:  CannotStart
+    Raises:
+        CannotStart
     """
     try:
         yield
@@ -178,7 +185,8 @@ def make_accelerator(recipe: Recipe, cpu: bool):
 def find_state(folder: Path | None, resume: bool, say: Callable[[str], object]) -> tuple[Path, dict] | None:
     """The state to go on from, read by the main process for all: the folder need not be seen by the other nodes.
 
-    Raises:  CannotStart for a folder that holds a run which is not to be resumed
+    Raises:
+        CannotStart: for a folder that holds a run which is not to be resumed
     """
     if folder and not resume and ((folder / "log.jsonl").exists() or states_of(folder)):
         raise CannotStart(
@@ -190,7 +198,8 @@ def find_state(folder: Path | None, resume: bool, say: Callable[[str], object]) 
 def try_compiler(device: torch.device) -> None:
     """See now, not at the first update, whether torch.compile works here.
 
-    Raises:  CannotStart
+    Raises:
+        CannotStart
     """
     try:
         torch.compile(lambda numbers: numbers + 1)(torch.zeros(8, device=device))
@@ -207,7 +216,8 @@ def try_compiler(device: torch.device) -> None:
 def build_model(recipe: Recipe, num_classes: int, fresh: bool = True) -> nn.Module:
     """The model of a recipe, with the weights it starts from.
 
-    Units:   fresh=False leaves out those of ``recipe.model_weights``, for a run that goes on
+    Units:
+        fresh=False leaves out those of ``recipe.model_weights``, for a run that goes on
     """
     torch.manual_seed(sampling.mixed(recipe.seed))
     with named("model_options"):
@@ -291,7 +301,10 @@ def train(run: Run, signals: Signals, after_update: Callable | None = None, quie
 def updates(run: Run, signals: Signals) -> Iterator[Measured]:
     """Make the updates of the present epoch that are not done yet, one after the other.
 
-    Raises:  NotFinite; Interrupted; ValueError if the data ended too early
+    Raises:
+        NotFinite
+        Interrupted
+        ValueError: if the data ended too early
     """
     recipe, place = run.recipe, run.schedule
     run.parts.prepared.train()
@@ -384,7 +397,8 @@ def end_epoch(run: Run, clock: float) -> float:
 def interrupt(run: Run, signals: Signals, together: bool = True) -> None:
     """Save, write what there is, and leave.
 
-    Raises:  Interrupted
+    Raises:
+        Interrupted
     """
     run.save()
     run.write_results()

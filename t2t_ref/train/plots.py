@@ -52,7 +52,8 @@ def draw_confusion(result, path: str | os.PathLike | None = None):
 
     What is right is left grey, for beside it nothing else could be seen: how much that is stands beside the class.
 
-    Raises:  ValueError for more classes than can be seen
+    Raises:
+        ValueError: for more classes than can be seen
     """
     import matplotlib
     from matplotlib.figure import Figure

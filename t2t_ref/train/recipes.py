@@ -26,8 +26,9 @@ IN_PILLOW = (
 def entry(default: object, text: str = "", within: str = "", one_of: tuple[str, ...] = (), heading: str = ""):
     """A field of a recipe, with all that is to be said of it.
 
-    Units:   text is the help of the command line; within an interval such as "[0, 1)", of every number of the field;
-             one_of the words that it may hold; heading begins a new group of fields
+    Units:
+        text is the help of the command line; within an interval such as "[0, 1)", of every number of the field; one_of
+        the words that it may hold; heading begins a new group of fields
     """
     return field(default=default, metadata={"help": text, "within": within, "one_of": one_of, "heading": heading})
 
@@ -36,10 +37,13 @@ def entry(default: object, text: str = "", within: str = "", one_of: tuple[str, 
 class Recipe:
     """One training run. The names of the fields are the options of the command line.
 
-    Units:   epochs may be cut anywhere by ``updates_per_epoch``; batch_size is images a process and a step; image sizes
-             and paddings are pixels; rates and probabilities are from 0 to 1, and 0 switches a thing off
-    Raises:  ValueError for an unknown optimizer, precision or interpolation, a number out of its range, and more
-             warm-up and cool-down than epochs
+    Units:
+        epochs may be cut anywhere by ``updates_per_epoch``; batch_size is images a process and a step; image sizes and
+        paddings are pixels; rates and probabilities are from 0 to 1, and 0 switches a thing off
+
+    Raises:
+        ValueError: for an unknown optimizer, precision or interpolation, a number out of its range, and more warm-up
+            and cool-down than epochs
     """
 
     data: str = entry("digits", "or scattered-digits, cifar10, cifar100, imagefolder:PATH, hub:NAME", heading="data")
@@ -135,7 +139,8 @@ class Recipe:
 def check_value(each: Field, value: object) -> None:
     """Refuse a value that a field cannot have.
 
-    Raises:  ValueError, with the value found and what was expected
+    Raises:
+        ValueError: with the value found and what was expected
     """
     if each.metadata["one_of"]:
         check_known(each.name, value, each.metadata["one_of"])
@@ -300,7 +305,8 @@ def find_recipe(name: str, changes: Mapping[str, object] | None = None) -> Recip
     Another ``model`` brings its own weight decay and rate to the ImageNet recipe, as in the authors' README, and drops
     ``model_options``, which belong to the model of the recipe. What ``changes`` name comes last.
 
-    Raises:  ValueError for an unknown recipe or field, with the nearest ones
+    Raises:
+        ValueError: for an unknown recipe or field, with the nearest ones
     """
     known = {key.replace("_", "-"): key for key in RECIPES}
     check_known("recipe", name.replace("_", "-"), list(known))
@@ -317,7 +323,8 @@ def find_recipe(name: str, changes: Mapping[str, object] | None = None) -> Recip
 def check_field(name: str, also: tuple[str, ...] = ()) -> None:
     """Refuse a name that is neither a field of a recipe nor one of ``also``.
 
-    Raises:  ValueError, with the nearest fields
+    Raises:
+        ValueError: with the nearest fields
     """
     known = [*(each.name for each in fields(Recipe)), *also]
     if name not in known:

@@ -34,8 +34,11 @@ WEIGHTS, AVERAGED, CURVE = "weights.safetensors", "weights-ema.safetensors", "cu
 class Run:
     """What is trained, where it is, what it writes.
 
-    Units:   folder is None in memory, and in all processes but the main one; say shows a line to people
-    Raises:  ValueError if there are fewer images than one update takes
+    Units:
+        folder is None in memory, and in all processes but the main one; say shows a line to people
+
+    Raises:
+        ValueError: if there are fewer images than one update takes
     """
 
     def __init__(
@@ -90,7 +93,9 @@ class Run:
     def save(self) -> None:
         """Write the state. Once it is there, everything before it is done for good.
 
-        Raises:  NotFinite for weights with a NaN; OSError, with the way on, if the disk does not take it
+        Raises:
+            NotFinite: for weights with a NaN
+            OSError: with the way on, if the disk does not take it
         """
         if not self.folder:
             return
@@ -124,7 +129,8 @@ class Run:
     def restore(self, path: Path, state: dict) -> None:
         """Take up a saved state, if it is one of this recipe.
 
-        Raises:  CannotStart, with the fields that differ
+        Raises:
+            CannotStart: with the fields that differ
         """
         self.inventory = inventory(self.data, self.recipe.data)
         self.check_state(path, state)
@@ -147,7 +153,8 @@ class Run:
     def check_state(self, path: Path, state: dict) -> None:
         """Refuse a state of another recipe or other images. Images that have only moved are the same.
 
-        Raises:  CannotStart
+        Raises:
+            CannotStart
         """
         own, theirs = asdict(self.recipe), state["recipe"]
         changed = [name for name in own if plain(own[name]) != plain(theirs.get(name))]
@@ -188,7 +195,8 @@ class Run:
     def note(self, kind: str, **values) -> None:
         """A line of the log.
 
-        Raises:  OSError, with the way on, if the disk does not take it
+        Raises:
+            OSError: with the way on, if the disk does not take it
         """
         with disk_errors("writing the log", self.folder or Path(), self.way_on()):
             self.log.write(kind, **values)
@@ -196,7 +204,8 @@ class Run:
     def evaluate(self) -> Evaluation:
         """The test set, by the average of the weights if there is one.
 
-        Raises:  NotFinite if the answers are no numbers
+        Raises:
+            NotFinite: if the answers are no numbers
         """
         options = dict(batch_size=self.recipe.batch_size, workers=self.recipe.workers, accelerator=self.accelerator)
         try:
@@ -210,7 +219,8 @@ class Run:
     def write_results(self) -> None:
         """Weights and curve, into the folder.
 
-        Raises:  OSError, with the way on, if the disk does not take them
+        Raises:
+            OSError: with the way on, if the disk does not take them
         """
         if self.folder:
             with disk_errors("writing the weights", self.folder, self.way_on()):
@@ -223,7 +233,8 @@ class Run:
 def updates_in_epoch(recipe: Recipe, data, processes: int) -> int:
     """Updates in an epoch.
 
-    Raises:  ValueError if there are fewer images than one update takes
+    Raises:
+        ValueError: if there are fewer images than one update takes
     """
     if recipe.updates_per_epoch:
         return recipe.updates_per_epoch

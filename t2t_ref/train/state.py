@@ -30,7 +30,8 @@ def disk_errors(what: str, folder: Path, way_on: str):
 
     safetensors has an error of its own for it, and torch's writer hides it behind a RuntimeError.
 
-    Raises:  OSError
+    Raises:
+        OSError
     """
     try:
         yield
@@ -59,7 +60,8 @@ def fsync_folder(folder: Path) -> None:
 def save_state(folder: Path, state: dict) -> Path:
     """Write the state as state/UPDATE.pt, then drop all but the last two.
 
-    Raises:  OSError if it cannot be written; the states that are there stay
+    Raises:
+        OSError: if it cannot be written; the states that are there stay
     """
     path = folder / "state" / f"{state['position']['update']:09d}.pt"
     path.parent.mkdir(exist_ok=True)
@@ -78,7 +80,8 @@ def save_state(folder: Path, state: dict) -> Path:
 def load_state(folder: Path, say: Callable[[str], object]) -> tuple[Path, dict] | None:
     """The newest state that can be read, on the CPU, or None without any. Half-written ones are named and ignored.
 
-    Raises:  CannotStart if there are states and none can be read
+    Raises:
+        CannotStart: if there are states and none can be read
     """
     unreadable = list((folder / "state").glob("*.partial"))
     found = states_of(folder)
@@ -102,7 +105,8 @@ def load_state(folder: Path, say: Callable[[str], object]) -> tuple[Path, dict] 
 def inventory(data, spec: str) -> dict:
     """What is kept of the training images, to know them again where they have moved to.
 
-    Units:   spec is the recipe's ``data``, which says below which folder the names of files are compared
+    Units:
+        spec is the recipe's ``data``, which says below which folder the names of files are compared
     """
     rows, (kind, _, place) = getattr(data.train, "rows", None), spec.partition(":")
     found = {"kind": kind.replace("_", "-"), "classes": list(data.class_names)}
@@ -135,7 +139,8 @@ def difference(before: dict, now: dict) -> str:
 def check_room(folder: Path, size: int) -> None:
     """Make the folder, and try what saving will do: write ``size`` bytes, with room for all states that are kept.
 
-    Raises:  CannotStart, with the size that is needed
+    Raises:
+        CannotStart: with the size that is needed
     """
     needed = (KEPT + 1) * size  # those that are kept, and the one being written
     trial = folder / "state" / "trial.partial"

@@ -57,7 +57,8 @@ class Signals:
 def interruptible(batches: Iterable, signals: Signals) -> Iterator:
     """The same batches. If the processes that read them end because of a signal to all, so does the run, in order.
 
-    Raises:  Interrupted
+    Raises:
+        Interrupted
     """
     try:
         yield from batches

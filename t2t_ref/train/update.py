@@ -18,8 +18,9 @@ SKIPPED_IN_A_ROW = 30  # updates that float16's scaler may skip: from 65536 down
 class Parts:
     """What an update works with.
 
-    Units:   model is what learns, prepared and stepper are what accelerate made of it and of its optimizer; augment
-             makes images and labels ready; clip_grad is the largest norm of all gradients together
+    Units:
+        model is what learns, prepared and stepper are what accelerate made of it and of its optimizer; augment makes
+        images and labels ready; clip_grad is the largest norm of all gradients together
     """
 
     accelerator: object
@@ -34,8 +35,9 @@ class Parts:
 class Measured:
     """What an update was like, over all processes.
 
-    Units:   loss is a mean in nats; correct is a number of images; stop is above 0 if a process was asked to;
-             skipped counts updates without effect, this one included, since the last that had one
+    Units:
+        loss is a mean in nats; correct is a number of images; stop is above 0 if a process was asked to; skipped counts
+        updates without effect, this one included, since the last that had one
     """
 
     loss: float
@@ -48,9 +50,12 @@ class Measured:
 def update(parts: Parts, batches: Iterable, where: str, skipped: int = 0, stop: int = 0) -> Measured | None:
     """Move the weights once, by the gradients of several batches. None, and nothing moved, if they were too few.
 
-    Units:   batches yields (key, (images, labels)): the key seeds all that is drawn for that batch; where says which
-             update it is, for people; skipped is that of the update before; stop is a wish of this process to stop
-    Raises:  NotFinite, before the weights are moved
+    Units:
+        batches yields (key, (images, labels)): the key seeds all that is drawn for that batch; where says which update
+        it is, for people; skipped is that of the update before; stop is a wish of this process to stop
+
+    Raises:
+        NotFinite: before the weights are moved
     """
     accelerator, losses, correct = parts.accelerator, [], 0
     measured = None
@@ -85,8 +90,11 @@ def reduced(accelerator, losses: list[Tensor], correct: Tensor, stop: int) -> tu
 def judged(parts: Parts, measured: Measured, skipped: int, where: str, key: tuple, images: Tensor) -> Measured:
     """The measurement with its ``skipped``. float16's scaler may skip a few updates in a row, not many.
 
-    Shapes:  images  b c h w    the last batch, to be looked at if something is wrong
-    Raises:  NotFinite, with the update, the rate, and the modules with the largest outputs
+    Shapes:
+        images: ``b c h w``, the last batch, to be looked at if something is wrong
+
+    Raises:
+        NotFinite: with the update, the rate, and the modules with the largest outputs
     """
     is_finite = math.isfinite(measured.loss), math.isfinite(measured.grad_norm)
     if all(is_finite):

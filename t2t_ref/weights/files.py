@@ -54,7 +54,8 @@ def read_weights(
 ) -> Stored:
     """Read a path, a URL or a mapping once. What is read already is given back as it is.
 
-    Raises:  as :func:`~t2t_ref.weights.loading.load_checkpoint`
+    Raises:
+        as :func:`~t2t_ref.weights.loading.load_checkpoint`
     """
     if isinstance(source, Stored):
         return source
@@ -90,7 +91,8 @@ def tensors_in(content: object, keys: tuple[str, ...] = ()) -> Iterator[tuple[tu
 def find_weights(content: object, use_ema: bool, origin: str) -> tuple[Mapping, str, tuple[str, ...]]:
     """The state dict in ``content``, the key under which it lies, and notes on the sets that were not taken.
 
-    Raises:  ValueError for content without weights, and where several sets have an equal claim
+    Raises:
+        ValueError: for content without weights, and where several sets have an equal claim
     """
     if not isinstance(content, Mapping):
         raise ValueError(f"{origin} holds a {type(content).__name__}; expected a dict of weights")
@@ -120,7 +122,8 @@ def find_weights(content: object, use_ema: bool, origin: str) -> tuple[Mapping, 
 def choose(names: list[str], use_ema: bool, origin: str, better=lambda first, second: not first) -> str:
     """The first of several sets of weights: of those with averaged weights if there are any and ``use_ema`` says so.
 
-    Raises:  ValueError if there are averaged ones only and they are not wanted, or if the first is not ``better``
+    Raises:
+        ValueError: if there are averaged ones only and they are not wanted, or if the first is not ``better``
     """
     averaged = [name for name in names if AVERAGED.search(name)]
     wanted = averaged if averaged and use_ema else [name for name in names if name not in averaged]
@@ -140,7 +143,8 @@ def choose(names: list[str], use_ema: bool, origin: str, better=lambda first, se
 def open_source(source: str | bytes | os.PathLike, progress: bool = True) -> tuple[object, dict]:
     """Content of a path or a URL, and the class and arguments that save_checkpoint wrote down, if it did.
 
-    Raises:  ConnectionError, with the remedy, for a URL that cannot be reached; as :func:`read_file`
+    Raises:
+        ConnectionError: with the remedy, for a URL that cannot be reached; as :func:`read_file`
     """
     text = os.fsdecode(source)
     if not re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", text):
@@ -173,7 +177,9 @@ def open_source(source: str | bytes | os.PathLike, progress: bool = True) -> tup
 def read_file(path: Path, name: str) -> tuple[object, dict]:
     """Content of a file of weights, and the class and arguments that save_checkpoint wrote down, if it did.
 
-    Raises:  FileNotFoundError; ValueError for anything that is not a whole file of weights and nothing but weights
+    Raises:
+        FileNotFoundError
+        ValueError: for anything that is not a whole file of weights and nothing but weights
     """
     if not path.exists():
         raise FileNotFoundError(f"no file of weights at {name} (looked from {Path.cwd()})")
@@ -229,7 +235,8 @@ def allowed_by_name(*classes: type):
 def read_torch(path: Path, name: str) -> object:
     """Content of a file that torch.save wrote. No class but those of torch's list and stand-ins is ever made.
 
-    Raises:  ValueError for a file that is none, is not whole, or asks for anything else
+    Raises:
+        ValueError: for a file that is none, is not whole, or asks for anything else
     """
     try:
         with path.open("rb") as file, warnings.catch_warnings(action="ignore"), allowed_by_name(*HARMLESS):
@@ -250,7 +257,9 @@ def read_torch(path: Path, name: str) -> object:
 def read_safetensors(path: Path, name: str) -> tuple[dict[str, Tensor], dict]:
     """Tensors of a safetensors file, and the class and arguments that save_checkpoint wrote down, if it did.
 
-    Raises:  ImportError without the package safetensors; ValueError for a file that is none, or not whole
+    Raises:
+        ImportError: without the package safetensors
+        ValueError: for a file that is none, or not whole
     """
     try:
         from safetensors.torch import load

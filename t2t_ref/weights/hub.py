@@ -14,7 +14,8 @@ def hub_form() -> type:
 
     The mixin is a class of its own around a model, so that the models are the same with and without huggingface_hub.
 
-    Raises:  ImportError, with the remedy, if that is not installed
+    Raises:
+        ImportError: with the remedy, if that is not installed
     """
     try:
         from huggingface_hub import ModelHubMixin, hf_hub_download
@@ -49,7 +50,9 @@ def from_pretrained(cls: type, source: str | os.PathLike, **options) -> Classifi
     ``options`` are those of huggingface_hub's mixin (revision, token, ...) and arguments of the model that shall
     differ, such as num_classes.
 
-    Raises:  ValueError if a model of another class is there; ImportError, with the remedy, without huggingface_hub
+    Raises:
+        ValueError: if a model of another class is there
+        ImportError: with the remedy, without huggingface_hub
     """
     model = hub_form().from_pretrained(source, **options)
     if not isinstance(model, cls):

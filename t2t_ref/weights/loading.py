@@ -113,13 +113,18 @@ def load_checkpoint(
     147 ** -0.5 and 576 ** -0.5. For weights trained there since, set
     ``model.tokens_to_token.attention1.attn.scale`` and ``attention2.attn.scale`` to 64 ** -0.5 after loading.
 
-    Units:   source is a path, a URL (kept in torch.hub's cache), a mapping or what read_weights gave; use_ema=False
-             asks for the weights without averaging, if the file has both; progress shows a bar while a URL is fetched;
-             grid is (rows, columns) of the stored position table. Without it the grid is the one that save_checkpoint
-             wrote down, else a square: a table of 197 rows is 14 x 14, also for a model whose own 196 tokens are 7 x 28
-    Raises:  ValueError for a file that holds no weights, is damaged or holds anything but data, and for weights that
-             do not fit, with lists; TypeError for a model that is none of this package's; FileNotFoundError for a path
-             that is not there; ConnectionError for a URL that cannot be reached
+    Units:
+        source is a path, a URL (kept in torch.hub's cache), a mapping or what read_weights gave; use_ema=False asks for
+        the weights without averaging, if the file has both; progress shows a bar while a URL is fetched; grid is (rows,
+        columns) of the stored position table. Without it the grid is the one that save_checkpoint wrote down, else a
+        square: a table of 197 rows is 14 x 14, also for a model whose own 196 tokens are 7 x 28
+
+    Raises:
+        ValueError: for a file that holds no weights, is damaged or holds anything but data, and for weights that do not
+            fit, with lists
+        TypeError: for a model that is none of this package's
+        FileNotFoundError: for a path that is not there
+        ConnectionError: for a URL that cannot be reached
     """
     model = unwrap(model)
     own = {plain_name(name): entry for name, entry in model.state_dict().items()}  # shares its memory with the model
@@ -158,7 +163,8 @@ def load_checkpoint(
 def unwrap(model: nn.Module) -> Classifier:
     """The model of this package in a module: itself, or the only one in whatever it is wrapped in.
 
-    Raises:  TypeError if there is none, or more than one
+    Raises:
+        TypeError: if there is none, or more than one
     """
     if isinstance(model, Classifier):
         return model
@@ -180,7 +186,8 @@ def plain_name(name: str) -> str:
 def rename(weights: Mapping, own: Mapping, use_ema: bool, origin: str) -> tuple[dict, list[str]]:
     """Give the entries the names that the model has: without wrappers, without what stands in front of all of them.
 
-    Raises:  ValueError if two entries come to have one name, or two sets of entries fit
+    Raises:
+        ValueError: if two entries come to have one name, or two sets of entries fit
     """
 
     def fits(names: list[str]) -> Counter:
@@ -251,7 +258,8 @@ def resize_tables(
 ) -> tuple[dict, list[Entry]]:
     """The position tables that lie on another grid than the model's, resized to it.
 
-    Raises:  ValueError if ``grid`` does not fit a table, or if nothing says what its grid is and it is no square
+    Raises:
+        ValueError: if ``grid`` does not fit a table, or if nothing says what its grid is and it is no square
     """
     tables, adapted, written = {}, [], {}
     with suppress(KeyError, TypeError, ValueError):  # not written down, or nonsense
@@ -277,7 +285,8 @@ def stored_grid(
 ) -> tuple[int, int]:
     """(rows, columns) of a stored table: as given, as written down, else a square.
 
-    Raises:  ValueError as :func:`resize_tables`
+    Raises:
+        ValueError: as :func:`resize_tables`
     """
     if given is not None:
         if math.prod(given) != cells:

@@ -13,8 +13,9 @@ RELEASE = "https://github.com/yitu-opensource/T2T-ViT/releases/download/main/"
 class ReleasedFile:
     """One published file: the model it belongs to, how good that is, and where the file lies.
 
-    Units:   top1 is per cent, as the authors print it; measured is (top-1, top-5) as somebody else measured them with
-             this very file; pixels is the side of the image; size is bytes, None where nobody has written it down
+    Units:
+        top1 is per cent, as the authors print it; measured is (top-1, top-5) as somebody else measured them with this
+        very file; pixels is the side of the image; size is bytes, None where nobody has written it down
     """
 
     model: str
@@ -80,11 +81,14 @@ class ReleasedTable(Table):
 def released_weights() -> ReleasedTable:
     """Every file of weights that the authors published, and how it measures.
 
-    Units:   top-1 is the authors' number; "measured again" is top-1 / top-5 as others found them with the same file:
-             at 224 pixels those of timm's pull request 2426, at 384 PaddleViT's (crop 1.0). Sizes are in bytes, where
-             one is on record
-    Source:  README and releases of yitu-opensource/T2T-ViT; size by OpenVINO's model zoo, which measures 81.44 / 95.66
-             with 81.5_T2T_ViT_14.pth.tar
+    Units:
+        top-1 is the authors' number; "measured again" is top-1 / top-5 as others found them with the same file: at 224
+        pixels those of timm's pull request 2426, at 384 PaddleViT's (crop 1.0). Sizes are in bytes, where one is on
+        record
+
+    Source:
+        README and releases of yitu-opensource/T2T-ViT; size by OpenVINO's model zoo, which measures 81.44 / 95.66 with
+        81.5_T2T_ViT_14.pth.tar
     """
     return ReleasedTable(RELEASED)
 
@@ -92,7 +96,8 @@ def released_weights() -> ReleasedTable:
 def released_file(model: str, img_size: int | tuple[int, int] = 224) -> ReleasedFile:
     """The file that belongs to a variant: of those at several sizes the one of ``img_size``, else the one at 224.
 
-    Raises:  ValueError if nothing was published for this variant, with the names for which something was
+    Raises:
+        ValueError: if nothing was published for this variant, with the names for which something was
     """
     files = {pair(row.pixels): row for row in RELEASED if row.in_create_model and row.model == model}
     if not files:

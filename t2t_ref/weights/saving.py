@@ -27,9 +27,12 @@ def save_checkpoint(model: nn.Module, path: str | bytes | os.PathLike) -> None:
     Of a model that is wrapped, compiled or parallel say, the model itself is written. The file appears whole or not at
     all; one that is there is replaced at the last moment.
 
-    Raises:  ValueError for a model that its arguments do not rebuild, because it was changed by hand; TypeError for
-             one that is none of this package's; FileNotFoundError if the folder is not there; OSError if the file
-             cannot be written; ImportError without the package safetensors
+    Raises:
+        ValueError: for a model that its arguments do not rebuild, because it was changed by hand
+        TypeError: for one that is none of this package's
+        FileNotFoundError: if the folder is not there
+        OSError: if the file cannot be written
+        ImportError: without the package safetensors
     """
     try:
         from safetensors import SafetensorError
@@ -88,11 +91,15 @@ def load_model(path: str | bytes | os.PathLike | Stored, **overrides) -> Classif
 
     It comes on the CPU and in training mode, as :func:`~t2t_ref.create.create_model` gives it.
 
-    Units:   path may be a URL, or what :func:`~t2t_ref.weights.files.read_weights` read; ``overrides`` are arguments
-             of the model that shall differ, such as num_classes or img_size: the weights are then adapted as
-             :func:`load_checkpoint` does
-    Raises:  ValueError for a file that save_checkpoint did not write or that is damaged, and for overrides that the
-             weights do not fit; FileNotFoundError, ConnectionError as load_checkpoint
+    Units:
+        path may be a URL, or what :func:`~t2t_ref.weights.files.read_weights` read; ``overrides`` are arguments of the
+        model that shall differ, such as num_classes or img_size: the weights are then adapted as
+        :func:`load_checkpoint` does
+
+    Raises:
+        ValueError: for a file that save_checkpoint did not write or that is damaged, and for overrides that the weights
+            do not fit
+        FileNotFoundError: ConnectionError as load_checkpoint
     """
     stored = read_weights(path)
     if stored.class_name not in CLASSES:

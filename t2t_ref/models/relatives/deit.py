@@ -19,11 +19,16 @@ class DistilledViT(ViT):
     In training it returns the logits of both heads, (b classes, b classes), for :func:`distillation_loss`. In eval mode
     it returns their mean.
 
-    Shapes:  image   b c h w
-             return  b classes   or two of them; with num_classes=0 features, b d, in place of logits
-    Raises:  ValueError as :class:`ViT`
-    Source:  paper, Sec. 4; ``DistilledVisionTransformer`` of the authors' code, with the same state-dict names. The
-             paper adds the two softmaxes, the released code averages logits, and so do we
+    Shapes:
+        image: ``b c h w``
+        return: ``b classes``, or two of them; with num_classes=0 features, b d, in place of logits
+
+    Raises:
+        ValueError: as :class:`ViT`
+
+    Source:
+        paper, Sec. 4; ``DistilledVisionTransformer`` of the authors' code, with the same state-dict names. The paper
+        adds the two softmaxes, the released code averages logits, and so do we
     """
 
     head_names = ("head", "head_dist")
@@ -50,8 +55,9 @@ class DistilledViT(ViT):
     ) -> Float[Tensor, "b classes"] | tuple[Float[Tensor, "b classes"], Float[Tensor, "b classes"]]:
         """Tokens after the last norm to logits: of both heads while training, their mean in eval mode.
 
-        Shapes:  features  b n d
-                 return    b classes, or two of them
+        Shapes:
+            features: ``b n d``
+            return: b classes, or two of them
         """
         logits, distillation_logits = self.head(features[:, 0]), self.head_dist(features[:, 1])
         return (logits, distillation_logits) if self.training else (logits + distillation_logits) / 2
@@ -81,12 +87,19 @@ def distillation_loss(
     softmaxes at temperature tau, times tau squared, divided by the number of logits: a factor of 1 / classes below the
     paper's formula, as in the authors' code. ``"none"`` leaves the teacher out. No gradient reaches the teacher.
 
-    Shapes:  logits, distillation_logits, teacher_logits  b classes
-             labels                                       whole numbers b, or shares of each class b classes
-             return                                       one number
-    Units:   alpha is the share of the distillation, from 0 to 1
-    Raises:  ValueError for an unknown distillation_type
-    Source:  paper, Sec. 4; ``DistillationLoss`` of the authors' code
+    Shapes:
+        logits, distillation_logits, teacher_logits: ``b classes``
+        labels: whole numbers b, or shares of each class b classes
+        return: one number
+
+    Units:
+        alpha is the share of the distillation, from 0 to 1
+
+    Raises:
+        ValueError: for an unknown distillation_type
+
+    Source:
+        paper, Sec. 4; ``DistillationLoss`` of the authors' code
     """
     check_known("distillation_type", distillation_type, ("none", "soft", "hard"))
     loss = F.cross_entropy(logits, labels)

@@ -17,10 +17,15 @@ from t2t_ref.models.soft_split import check_channels, grid_size
 class ConvStem(nn.Module):
     """Image to tokens by four convolutions of stride 2, with GELUs between them and no norms.
 
-    Shapes:  image   b c h w
-             return  b n d     n = ceil(h / 16) ceil(w / 16), row by row
-    Raises:  ValueError if the number of channels is wrong
-    Source:  authors' code
+    Shapes:
+        image: ``b c h w``
+        return: ``b n d``, n = ceil(h / 16) ceil(w / 16), row by row
+
+    Raises:
+        ValueError: if the number of channels is wrong
+
+    Source:
+        authors' code
     """
 
     def __init__(self, in_chans: int, embed_dim: int):
@@ -49,9 +54,12 @@ class ConvSqueezeExcite(nn.Module):
 
     As T2T-ViT's :class:`~t2t_ref.models.cnn_designs.SqueezeExcite`, but with biases, and squeezed to a quarter.
 
-    Shapes:  features  b d h w
-             return    b d h w
-    Source:  Hu et al. 2018; state-dict names as in timm
+    Shapes:
+        features: ``b d h w``
+        return: ``b d h w``
+
+    Source:
+        Hu et al. 2018; state-dict names as in timm
     """
 
     def __init__(self, dim: int):
@@ -69,9 +77,12 @@ class GridConvolution(nn.Module):
 
     ``qkv_pos`` is the authors' name. There are no queries, keys, values or positions in it.
 
-    Shapes:  tokens  b n d     on a grid of rows and columns
-             return  b n d
-    Source:  ``Conv_blocks_se`` of the authors' code, which takes every grid for a square
+    Shapes:
+        tokens: ``b n d``, on a grid of rows and columns
+        return: ``b n d``
+
+    Source:
+        ``Conv_blocks_se`` of the authors' code, which takes every grid for a square
     """
 
     def __init__(self, dim: int):
@@ -94,10 +105,15 @@ class GridConvolution(nn.Module):
 class ConvBlock(nn.Module):
     """One block of the trunk: tokens + gamma * convolutions(norm(tokens)).
 
-    Shapes:  tokens  b n d     on a grid of rows and columns
-             return  b n d
-    Units:   init_scale is where the layer scale gamma starts, one number for each channel
-    Source:  authors' code
+    Shapes:
+        tokens: ``b n d``, on a grid of rows and columns
+        return: ``b n d``
+
+    Units:
+        init_scale is where the layer scale gamma starts, one number for each channel
+
+    Source:
+        authors' code
     """
 
     def __init__(self, dim: int, *, drop_path_rate: float = 0.0, init_scale: float = 1e-4):
@@ -114,10 +130,13 @@ class ConvBlock(nn.Module):
 class AggregationAttention(Attention):
     """Attention with a few learned queries: its weights are a map of what decided, one for each query.
 
-    Shapes:  asking  b q d     class tokens
-             asked   b k d     tokens that keys and values are made of
-             return  b q d
-    Source:  paper, "attention-based aggregation"; ``Learned_Aggregation_Layer`` of the authors' code
+    Shapes:
+        asking: ``b q d``, class tokens
+        asked: ``b k d``, tokens that keys and values are made of
+        return: ``b q d``
+
+    Source:
+        paper, "attention-based aggregation"; ``Learned_Aggregation_Layer`` of the authors' code
     """
 
     def make_qkv(self, dim: int, *, bias: bool) -> None:
@@ -131,9 +150,10 @@ class AggregationAttention(Attention):
     ) -> tuple[Float[Tensor, "b g q e"], Float[Tensor, "b g k e"], Float[Tensor, "b g k e"]]:
         """Queries, keys and values, one set for each of the g heads.
 
-        Shapes:  asking  b q d
-                 asked   b k d
-                 return  (b g q e, b g k e, b g k e)    e = d / g, the width of a head
+        Shapes:
+            asking: ``b q d``
+            asked: ``b k d``
+            return: ``(b g q e, b g k e, b g k e)``, e = d / g, the width of a head
         """
         parts = self.q(asking), self.k(asked), self.v(asked)
         queries, keys, values = (rearrange(x, "b n (g e) -> b g n e", g=self.num_heads) for x in parts)
@@ -144,9 +164,10 @@ class AggregationAttention(Attention):
     ) -> Float[Tensor, "b g q k"]:
         """The weights that ``forward`` mixes the values by and never holds: the map of what decided.
 
-        Shapes:  asking  b q d
-                 asked   b k d
-                 return  b g q k    rows sum to 1
+        Shapes:
+            asking: ``b q d``
+            asked: ``b k d``
+            return: ``b g q k``, rows sum to 1
         """
         queries, keys, _ = self.split_heads(asking, asked)
         return (einsum(queries, keys, "b g q e, b g k e -> b g q k") * self.scale).softmax(dim=-1)
@@ -162,12 +183,17 @@ class AggregationAttention(Attention):
 class AggregationBlock(nn.Module):
     """The class token gathers from the patches, then goes through an MLP. The patches stay as they are.
 
-    Shapes:  tokens      b n d    the patches
-             cls_tokens  b q d    one, or one for each class
-             return      b q d
-    Units:   own_keys puts the class tokens among the keys, as the authors do for one and not for many; init_scale is
-             where both layer scales start
-    Source:  authors' code
+    Shapes:
+        tokens: ``b n d``, the patches
+        cls_tokens: ``b q d``, one, or one for each class
+        return: ``b q d``
+
+    Units:
+        own_keys puts the class tokens among the keys, as the authors do for one and not for many; init_scale is where
+        both layer scales start
+
+    Source:
+        authors' code
     """
 
     def __init__(
@@ -201,8 +227,9 @@ class AggregationBlock(nn.Module):
 class HeadForEachClass(nn.Module):
     """A linear layer to one number for each class, each on the token of its class.
 
-    Shapes:  features  b q d    q classes
-             return    b q
+    Shapes:
+        features: ``b q d``, q classes
+        return: ``b q``
     """
 
     def __init__(self, dim: int, num_classes: int):
@@ -217,14 +244,21 @@ class HeadForEachClass(nn.Module):
 class PatchConvNet(Classifier):
     """A convolutional stem, a trunk of convolutional blocks of one width, and one attention step to a class token.
 
-    Shapes:  image   b c h w
-             return  b classes   logits; with num_classes=0 the class feature, b d
-    Units:   img_size is pixels, an int or (height, width), and says what the model is meant for: it takes any other
-             size, too, unless dynamic_img_size is False. patch_size is the authors' and changes nothing: the stem
-             divides by 16. drop_path_rate is that of every block, or of the last one if dpr_constant is False.
-             multiclass gives each class a class token and a head of its own
-    Raises:  ValueError for a wrong number of channels
-    Source:  paper; ``PatchConvnet`` of the authors' code, which takes every grid for a square: 7 x 28 for 14 x 14
+    Shapes:
+        image: ``b c h w``
+        return: ``b classes``, logits; with num_classes=0 the class feature, b d
+
+    Units:
+        img_size is pixels, an int or (height, width), and says what the model is meant for: it takes any other size,
+        too, unless dynamic_img_size is False. patch_size is the authors' and changes nothing: the stem divides by 16.
+        drop_path_rate is that of every block, or of the last one if dpr_constant is False. multiclass gives each class
+        a class token and a head of its own
+
+    Raises:
+        ValueError: for a wrong number of channels
+
+    Source:
+        paper; ``PatchConvnet`` of the authors' code, which takes every grid for a square: 7 x 28 for 14 x 14
     """
 
     @remember_arguments
@@ -281,8 +315,9 @@ class PatchConvNet(Classifier):
     def forward_features(self, image: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n d"]:
         """Image to tokens after the last norm.
 
-        Shapes:  image   b c h w
-                 return  b n d     class token first, or a class token for each class, then the patches
+        Shapes:
+            image: ``b c h w``
+            return: ``b n d``, class token first, or a class token for each class, then the patches
         """
         self.check_image(image)
         tokens, grid = self.patch_embed(image), self.grid_of((image.shape[-2], image.shape[-1]))
@@ -293,8 +328,9 @@ class PatchConvNet(Classifier):
     def finish(self, tokens: Float[Tensor, "b n d"]) -> Float[Tensor, "b m d"]:
         """What comes after the trunk: class tokens gather from the patches; a norm of all.
 
-        Shapes:  tokens  b n d     the patches
-                 return  b m d     class tokens first, then the patches
+        Shapes:
+            tokens: ``b n d``, the patches
+            return: ``b m d``, class tokens first, then the patches
         """
         cls_tokens = repeat(self.cls_token, "1 q d -> b q d", b=tokens.shape[0])
         for block in self.blocks_token_only:
@@ -324,8 +360,9 @@ class PatchConvNet(Classifier):
     def pool(self, features: Float[Tensor, "b n d"]) -> Float[Tensor, "b d"] | Float[Tensor, "b classes d"]:
         """What enters the head: the class token, or with multiclass those of all classes.
 
-        Shapes:  features  b n d
-                 return    b d, or b classes d
+        Shapes:
+            features: ``b n d``
+            return: b d, or b classes d
         """
         return features[:, : self.num_classes] if self.multiclass and self.num_classes > 0 else features[:, 0]
 

@@ -18,11 +18,18 @@ from t2t_ref.models.relatives.pyramid import ConvEmbed, Pyramid, check_stages
 class SpatialReductionAttention(Attention):
     """Attention of all tokens to a grid that a convolution has shrunk ``sr_ratio`` times in each direction.
 
-    Shapes:  tokens  b n d     on a grid of rows and columns; with sr_ratio=1 any tokens
-             return  b n d
-    Units:   options are those of :class:`~t2t_ref.models.backbone.Attention`
-    Raises:  ValueError if the grid is smaller than sr_ratio
-    Source:  paper, Sec. 3.3; authors' code, whose norm here has an epsilon of 1e-5
+    Shapes:
+        tokens: ``b n d``, on a grid of rows and columns; with sr_ratio=1 any tokens
+        return: ``b n d``
+
+    Units:
+        options are those of :class:`~t2t_ref.models.backbone.Attention`
+
+    Raises:
+        ValueError: if the grid is smaller than sr_ratio
+
+    Source:
+        paper, Sec. 3.3; authors' code, whose norm here has an epsilon of 1e-5
     """
 
     def __init__(self, dim: int, num_heads: int, *, sr_ratio: int = 1, **options):
@@ -52,8 +59,9 @@ class SpatialReductionAttention(Attention):
     ) -> tuple[Float[Tensor, "b g n e"], Float[Tensor, "b g k e"], Float[Tensor, "b g k e"]]:
         """Queries, keys and values, one set for each of the g heads.
 
-        Shapes:  tokens  b n d
-                 return  (b g n e, b g k e, b g k e)    e = d / g, the width of a head; k keys of the reduced grid
+        Shapes:
+            tokens: ``b n d``
+            return: ``(b g n e, b g k e, b g k e)``, e = d / g, the width of a head; k keys of the reduced grid
         """
         queries = rearrange(self.q(tokens), "b n (g e) -> b g n e", g=self.num_heads)
         both = self.kv(self.reduced(tokens, grid))
@@ -63,8 +71,9 @@ class SpatialReductionAttention(Attention):
     def attention_weights(self, tokens: Float[Tensor, "b n d"], grid: tuple[int, int]) -> Float[Tensor, "b g q k"]:
         """The weights that ``forward`` mixes the values by and never holds, for those who want to see them.
 
-        Shapes:  tokens  b n d
-                 return  b g q k    q = n, k keys of the reduced grid; rows sum to 1
+        Shapes:
+            tokens: ``b n d``
+            return: ``b g q k``, q = n, k keys of the reduced grid; rows sum to 1
         """
         queries, keys, _ = self.split_heads(tokens, grid)
         return (einsum(queries, keys, "b g q e, b g k e -> b g q k") * self.scale).softmax(dim=-1)
@@ -80,9 +89,12 @@ class SpatialReductionAttention(Attention):
 class PVTBlock(nn.Module):
     """A transformer block with :class:`SpatialReductionAttention`.
 
-    Shapes:  tokens  b n d     on a grid of rows and columns
-             return  b n d
-    Source:  paper, Fig. 3; authors' code
+    Shapes:
+        tokens: ``b n d``, on a grid of rows and columns
+        return: ``b n d``
+
+    Source:
+        paper, Fig. 3; authors' code
     """
 
     def __init__(
@@ -110,14 +122,21 @@ class PVTBlock(nn.Module):
 class PVT(Pyramid):
     """Pyramid Vision Transformer: four stages, a position table for each, and a class token in the last.
 
-    Shapes:  image   b c h w
-             return  b classes   logits; with num_classes=0 the class feature, b d
-    Units:   img_size is pixels, an int or (height, width); patch_size is that of the first stage, the others halve the
-             grid; lists have a number for each of the four stages
-    Raises:  ValueError for a wrong number of channels or stages, an image too small for sr_ratios, a size other than
-             img_size unless dynamic_img_size resizes the position tables to it
-    Source:  paper, Sec. 3; ``PyramidVisionTransformer`` of the authors' code, with the same state-dict names. Theirs
-             resizes a table only if the *number* of its tokens is not that of stage 1: 28 x 112 for 56 x 56
+    Shapes:
+        image: ``b c h w``
+        return: ``b classes``, logits; with num_classes=0 the class feature, b d
+
+    Units:
+        img_size is pixels, an int or (height, width); patch_size is that of the first stage, the others halve the grid;
+        lists have a number for each of the four stages
+
+    Raises:
+        ValueError: for a wrong number of channels or stages, an image too small for sr_ratios, a size other than
+            img_size unless dynamic_img_size resizes the position tables to it
+
+    Source:
+        paper, Sec. 3; ``PyramidVisionTransformer`` of the authors' code, with the same state-dict names. Theirs resizes
+        a table only if the *number* of its tokens is not that of stage 1: 28 x 112 for 56 x 56
     """
 
     @remember_arguments
@@ -189,8 +208,9 @@ class PVT(Pyramid):
     def run_stage(self, stage: int, below: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n d"]:
         """One stage, counted from 0: embedding, class token in the last stage, position table, blocks.
 
-        Shapes:  below   b c h w    the image, or the stage below laid out as one
-                 return  b n d
+        Shapes:
+            below: ``b c h w``, the image, or the stage below laid out as one
+            return: ``b n d``
         """
         embed, blocks = getattr(self, f"patch_embed{stage + 1}"), getattr(self, f"block{stage + 1}")
         grid = embed.grid_size((below.shape[-2], below.shape[-1]))
@@ -206,7 +226,8 @@ class PVT(Pyramid):
     def position_table(self, stage: int, grid: tuple[int, int]) -> Float[Tensor, "1 n d"]:
         """The position table of a stage for a grid: the trained one, resized if that is for another grid.
 
-        Shapes:  return  1 n d
+        Shapes:
+            return: ``1 n d``
         """
         name = f"pos_embed{stage + 1}"
         return self.resize_table(name, getattr(self, name), self.grids[stage], grid)
@@ -221,7 +242,8 @@ class PVT(Pyramid):
     ) -> Float[Tensor, "1 n_new d"]:
         """A table fitted to another grid, bilinearly as in the authors' code. The class row, of the last, stays.
 
-        Raises:  ValueError if ``grid`` does not fit the table
+        Raises:
+            ValueError: if ``grid`` does not fit the table
         """
         prefix = int(name == "pos_embed4")
         return resize_position_table(table, grid, new_grid, num_prefix_tokens=prefix, mode="bilinear")
@@ -229,8 +251,9 @@ class PVT(Pyramid):
     def pool(self, features: Float[Tensor, "b n d"]) -> Float[Tensor, "b d"]:
         """What enters the head: the class token.
 
-        Shapes:  features  b n d
-                 return    b d
+        Shapes:
+            features: ``b n d``
+            return: ``b d``
         """
         return features[:, 0]
 

@@ -20,9 +20,12 @@ class PooledAttention(SpatialReductionAttention):
 
     A grid smaller than 7x7 is stretched: its tokens are repeated among the 49 keys.
 
-    Shapes:  tokens  b n d     on a grid of rows and columns
-             return  b n d
-    Source:  ``linear=True`` of the authors' code; norm and GELU behind the convolution are not in the paper
+    Shapes:
+        tokens: ``b n d``, on a grid of rows and columns
+        return: ``b n d``
+
+    Source:
+        ``linear=True`` of the authors' code; norm and GELU behind the convolution are not in the paper
     """
 
     def __init__(self, dim: int, num_heads: int, **options):
@@ -43,9 +46,12 @@ class PooledAttention(SpatialReductionAttention):
 class DepthwiseConvolution(nn.Module):
     """A 3x3 convolution of each channel by itself, on tokens. Its zero padding tells a token where the border is.
 
-    Shapes:  tokens  b n f     on a grid of rows and columns
-             return  b n f
-    Source:  authors' code
+    Shapes:
+        tokens: ``b n f``, on a grid of rows and columns
+        return: ``b n f``
+
+    Source:
+        authors' code
     """
 
     def __init__(self, dim: int):
@@ -61,10 +67,15 @@ class DepthwiseConvolution(nn.Module):
 class ConvMlp(nn.Module):
     """An MLP with a depth-wise convolution before its GELU: here tokens meet their neighbours.
 
-    Shapes:  tokens  b n d     on a grid of rows and columns
-             return  b n d
-    Units:   linear puts a ReLU before the convolution, as in the models with pooled attention
-    Source:  paper, Fig. 2; the ReLU is in the authors' code only
+    Shapes:
+        tokens: ``b n d``, on a grid of rows and columns
+        return: ``b n d``
+
+    Units:
+        linear puts a ReLU before the convolution, as in the models with pooled attention
+
+    Source:
+        paper, Fig. 2; the ReLU is in the authors' code only
     """
 
     def __init__(self, dim: int, hidden_dim: int, *, drop_rate: float = 0.0, linear: bool = False):
@@ -84,10 +95,15 @@ class ConvMlp(nn.Module):
 class PVTv2Block(nn.Module):
     """A transformer block with reduced or pooled attention, and a convolution in its MLP.
 
-    Shapes:  tokens  b n d     on a grid of rows and columns
-             return  b n d
-    Units:   linear pools to 7x7, whatever sr_ratio says
-    Source:  authors' code
+    Shapes:
+        tokens: ``b n d``, on a grid of rows and columns
+        return: ``b n d``
+
+    Units:
+        linear pools to 7x7, whatever sr_ratio says
+
+    Source:
+        authors' code
     """
 
     def __init__(
@@ -120,7 +136,8 @@ class PVTv2Block(nn.Module):
 def init_conv(module: nn.Module) -> None:
     """Convolutions: normal of variance 2 / (outputs of one input, kernel included), bias 0. Linear layers as elsewhere.
 
-    Source:  authors' code
+    Source:
+        authors' code
     """
     init_weights(module)
     if isinstance(module, nn.Conv2d):
@@ -132,13 +149,20 @@ def init_conv(module: nn.Module) -> None:
 class PVTv2(Pyramid):
     """Pyramid Vision Transformer v2: overlapping patches, no position tables, no class token, a norm after each stage.
 
-    Shapes:  image   b c h w
-             return  b classes   logits; with num_classes=0 the mean of the last tokens, b d
-    Units:   img_size is pixels, an int or (height, width), and says what the model is meant for: it takes any other
-             size, too, unless dynamic_img_size is False. patch_size is the authors' and changes nothing; linear=True
-             pools keys and values to 7x7, whatever sr_ratios says
-    Raises:  ValueError for a wrong number of channels or stages, an image too small for sr_ratios
-    Source:  paper; ``PyramidVisionTransformerV2`` of the authors' code, with the same state-dict names
+    Shapes:
+        image: ``b c h w``
+        return: ``b classes``, logits; with num_classes=0 the mean of the last tokens, b d
+
+    Units:
+        img_size is pixels, an int or (height, width), and says what the model is meant for: it takes any other size,
+        too, unless dynamic_img_size is False. patch_size is the authors' and changes nothing; linear=True pools keys
+        and values to 7x7, whatever sr_ratios says
+
+    Raises:
+        ValueError: for a wrong number of channels or stages, an image too small for sr_ratios
+
+    Source:
+        paper; ``PyramidVisionTransformerV2`` of the authors' code, with the same state-dict names
     """
 
     @remember_arguments
@@ -204,8 +228,9 @@ class PVTv2(Pyramid):
     def run_stage(self, stage: int, below: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n d"]:
         """One stage, counted from 0: embedding, blocks, norm.
 
-        Shapes:  below   b c h w    the image, or the stage below laid out as one
-                 return  b n d
+        Shapes:
+            below: ``b c h w``, the image, or the stage below laid out as one
+            return: ``b n d``
         """
         embed, blocks = getattr(self, f"patch_embed{stage + 1}"), getattr(self, f"block{stage + 1}")
         grid = embed.grid_size((below.shape[-2], below.shape[-1]))

@@ -14,11 +14,18 @@ from t2t_ref.models.tokens_to_token import restructure
 class ConvEmbed(nn.Module):
     """A convolution with a norm behind it: an image, or the tokens of the stage before laid out as one, to tokens.
 
-    Shapes:  image   b c h w
-             return  b n d     row by row
-    Units:   kernel, stride and padding are pixels; rows and columns that fill no window are left out
-    Raises:  ValueError if the number of channels is wrong
-    Source:  the authors of PVT, PVT v2 and Swin, all with an epsilon of 1e-5 in this norm
+    Shapes:
+        image: ``b c h w``
+        return: ``b n d``, row by row
+
+    Units:
+        kernel, stride and padding are pixels; rows and columns that fill no window are left out
+
+    Raises:
+        ValueError: if the number of channels is wrong
+
+    Source:
+        the authors of PVT, PVT v2 and Swin, all with an epsilon of 1e-5 in this norm
     """
 
     def __init__(
@@ -42,7 +49,8 @@ class ConvEmbed(nn.Module):
 def check_stages(num_stages: int, **lists: Sequence[int | float]) -> None:
     """Refuse lists that do not have a number for each of four stages.
 
-    Raises:  ValueError
+    Raises:
+        ValueError
     """
     if num_stages != 4:
         raise ValueError(f"num_stages is {num_stages}, expected 4")
@@ -56,8 +64,9 @@ class Pyramid(Classifier):
 
     A subclass defines ``run_stage``, and sets ``reductions``, ``norm`` and ``head``.
 
-    Shapes:  image   b c h w
-             return  b classes   logits; with num_classes=0 the class feature, b d
+    Shapes:
+        image: ``b c h w``
+        return: ``b classes``, logits; with num_classes=0 the class feature, b d
     """
 
     num_prefix_tokens = 0
@@ -70,7 +79,8 @@ class Pyramid(Classifier):
     def grids_of(self, size: tuple[int, int]) -> list[tuple[int, int]]:
         """(rows, columns) of the tokens of every stage, for an image of (h, w) pixels.
 
-        Raises:  ValueError if one of them is too small for its reduction
+        Raises:
+            ValueError: if one of them is too small for its reduction
         """
         (h, w), grids = size, []
         for stage, ratio in enumerate(self.reductions, start=1):
@@ -90,8 +100,9 @@ class Pyramid(Classifier):
     def forward_features(self, image: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n d"]:
         """Image to the tokens of the last stage, after the last norm.
 
-        Shapes:  image   b c h w
-                 return  b n d
+        Shapes:
+            image: ``b c h w``
+            return: ``b n d``
         """
         self.check_image(image)
         grids = self.grids_of((image.shape[-2], image.shape[-1]))
@@ -120,7 +131,8 @@ class Pyramid(Classifier):
     def pool(self, features: Float[Tensor, "b n d"]) -> Float[Tensor, "b d"]:
         """What enters the head: the mean of all tokens.
 
-        Shapes:  features  b n d
-                 return    b d
+        Shapes:
+            features: ``b n d``
+            return: ``b d``
         """
         return reduce(features, "b n d -> b d", "mean")

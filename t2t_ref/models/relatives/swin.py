@@ -18,8 +18,9 @@ from t2t_ref.models.relatives.pyramid import ConvEmbed, Pyramid
 def to_windows(features: Float[Tensor, "b h w d"], window_size: tuple[int, int]) -> Float[Tensor, "windows n d"]:
     """Cut a grid of tokens into windows, row by row; windows of one image stand side by side.
 
-    Shapes:  features  b h w d
-             return    windows n d    windows = b times those of an image; n = kh kw tokens
+    Shapes:
+        features: ``b h w d``
+        return: ``windows n d``, windows = b times those of an image; n = kh kw tokens
     """
     kh, kw = window_size
     return rearrange(features, "b (h kh) (w kw) d -> (b h w) (kh kw) d", kh=kh, kw=kw)
@@ -30,8 +31,9 @@ def from_windows(
 ) -> Float[Tensor, "b h w d"]:
     """The way back: windows to a grid of tokens.
 
-    Shapes:  windows  windows n d
-             return   b h w d        (h, w) = grid
+    Shapes:
+        windows: windows n d
+        return: ``b h w d``, (h, w) = grid
     """
     (kh, kw), (rows, columns) = window_size, grid
     pattern = "(b h w) (kh kw) d -> b (h kh) (w kw) d"
@@ -41,8 +43,11 @@ def from_windows(
 def relative_position_index(window_size: tuple[int, int], device=None) -> Int[Tensor, "q k"]:
     """Which row of the bias table belongs to a query and a key of a window: the offset query minus key, as one number.
 
-    Shapes:  return  q k    (dy + kh - 1) * (2 kw - 1) + dx + kw - 1
-    Source:  paper, Sec. 3.2
+    Shapes:
+        return: ``q k``, (dy + kh - 1) * (2 kw - 1) + dx + kw - 1
+
+    Source:
+        paper, Sec. 3.2
     """
     kh, kw = window_size
     y = repeat(torch.arange(kh, device=device), "kh -> (kh kw)", kw=kw)
@@ -56,8 +61,11 @@ def shift_mask(
 ) -> Bool[Tensor, "windows q k"]:
     """Which pairs in a window only the roll has brought together: one came over the border of the image, one did not.
 
-    Shapes:  return  windows q k    of one image, row by row; true where there shall be no attention
-    Source:  paper, Fig. 4
+    Shapes:
+        return: ``windows q k``, of one image, row by row; true where there shall be no attention
+
+    Source:
+        paper, Fig. 4
     """
     (rows, columns), (kh, kw) = grid, window_size
     came_down = torch.arange(rows, device=device) >= rows - shift
@@ -70,12 +78,16 @@ def shift_mask(
 class WindowAttention(Attention):
     """Self-attention inside each window, with a learned bias for each offset of two tokens.
 
-    Shapes:  windows  windows n d    windows = those of all images, of one image side by side
-             mask     s q k          of one image; true where there shall be no attention
-             return   windows n d
-    Units:   window_size is (rows, columns) of tokens; options are those of
-             :class:`~t2t_ref.models.backbone.Attention`
-    Source:  paper, Eq. (4); authors' code
+    Shapes:
+        windows: ``windows n d``, windows = those of all images, of one image side by side
+        mask: ``s q k``, of one image; true where there shall be no attention
+        return: windows n d
+
+    Units:
+        window_size is (rows, columns) of tokens; options are those of :class:`~t2t_ref.models.backbone.Attention`
+
+    Source:
+        paper, Eq. (4); authors' code
     """
 
     def __init__(self, dim: int, num_heads: int, *, window_size: tuple[int, int], qkv_bias: bool = True, **options):
@@ -87,8 +99,9 @@ class WindowAttention(Attention):
     def bias(self, mask: Bool[Tensor, "s q k"] | None) -> Float[Tensor, "s g q k"]:
         """What is added to the scores: the bias of each offset, and -100 where the mask forbids attention.
 
-        Shapes:  mask    s q k      or None
-                 return  s g q k    s = 1 without a mask
+        Shapes:
+            mask: ``s q k``, or None
+            return: ``s g q k``, s = 1 without a mask
         """
         table = self.relative_position_bias_table
         index = relative_position_index(self.window_size, table.device)
@@ -100,9 +113,10 @@ class WindowAttention(Attention):
     ) -> Float[Tensor, "windows g q k"]:
         """The weights that ``forward``, given the same, mixes the values by and never holds, for those who want to see.
 
-        Shapes:  windows  windows n d
-                 mask     s q k
-                 return   windows g q k    rows sum to 1
+        Shapes:
+            windows: windows n d
+            mask: ``s q k``
+            return: ``windows g q k``, rows sum to 1
         """
         queries, keys, _ = self.split_heads(windows)
         scores = einsum(queries, keys, "windows g q e, windows g k e -> windows g q k") * self.scale
@@ -134,10 +148,15 @@ class SwinBlock(nn.Module):
 
     A grid no larger than the window is one window, or a row of them, and is not moved.
 
-    Shapes:  tokens  b n d     on a grid of rows and columns, tiled by the windows
-             return  b n d
-    Units:   window_size and shift_size are tokens
-    Source:  paper, Eq. (3) and Fig. 4; authors' code
+    Shapes:
+        tokens: ``b n d``, on a grid of rows and columns, tiled by the windows
+        return: ``b n d``
+
+    Units:
+        window_size and shift_size are tokens
+
+    Source:
+        paper, Eq. (3) and Fig. 4; authors' code
     """
 
     def __init__(
@@ -164,8 +183,9 @@ class SwinBlock(nn.Module):
     def attend(self, tokens: Float[Tensor, "b n d"], grid: tuple[int, int]) -> Float[Tensor, "b n d"]:
         """Roll the grid, attend in windows, roll it back.
 
-        Shapes:  tokens  b n d
-                 return  b n d
+        Shapes:
+            tokens: ``b n d``
+            return: ``b n d``
         """
         shift, mask = self.shift_size, None
         features = rearrange(tokens, "b (h w) d -> b h w d", h=grid[0], w=grid[1])
@@ -190,9 +210,12 @@ class PatchMerging(nn.Module):
 
     The four lie side by side column by column: (0, 0), (1, 0), (0, 1), (1, 1) as (row, column).
 
-    Shapes:  tokens  b n d     on a grid of rows and columns, both even
-             return  b k e     k = n / 4, e = 2 d
-    Source:  authors' code; the norm is not in the paper
+    Shapes:
+        tokens: ``b n d``, on a grid of rows and columns, both even
+        return: ``b k e``, k = n / 4, e = 2 d
+
+    Source:
+        authors' code; the norm is not in the paper
     """
 
     def __init__(self, dim: int):
@@ -209,8 +232,9 @@ class PatchMerging(nn.Module):
 class SwinStage(nn.Module):
     """The blocks of a stage. Beside them stands ``downsample``, the merging that leads to the next stage, or None.
 
-    Shapes:  tokens  b n d     on a grid of rows and columns
-             return  b n d
+    Shapes:
+        tokens: ``b n d``, on a grid of rows and columns
+        return: ``b n d``
     """
 
     def __init__(self, blocks: list[SwinBlock], downsample: PatchMerging | None):
@@ -227,14 +251,21 @@ class SwinStage(nn.Module):
 class Swin(Pyramid):
     """Swin Transformer: stages of window attention with patch merging in between.
 
-    Shapes:  image   b c h w
-             return  b classes   logits; with num_classes=0 the mean of the last tokens, b d
-    Units:   img_size is pixels, an int or (height, width); window_size is tokens; ape adds a learned position table,
-             patch_norm a norm behind the patch embedding; lists have a number for each stage
-    Raises:  ValueError for a wrong number of channels, for a size whose grids the windows do not tile or that has no
-             squares of 2x2 tokens to merge, for a size other than img_size unless dynamic_img_size
-    Source:  paper, Sec. 3; ``SwinTransformer`` of the authors' code, with the same state-dict names, but that index
-             and mask of the windows are computed in the forward
+    Shapes:
+        image: ``b c h w``
+        return: ``b classes``, logits; with num_classes=0 the mean of the last tokens, b d
+
+    Units:
+        img_size is pixels, an int or (height, width); window_size is tokens; ape adds a learned position table,
+        patch_norm a norm behind the patch embedding; lists have a number for each stage
+
+    Raises:
+        ValueError: for a wrong number of channels, for a size whose grids the windows do not tile or that has no
+            squares of 2x2 tokens to merge, for a size other than img_size unless dynamic_img_size
+
+    Source:
+        paper, Sec. 3; ``SwinTransformer`` of the authors' code, with the same state-dict names, but that index and mask
+        of the windows are computed in the forward
     """
 
     computed = ("relative_position_index", "attn_mask")
@@ -303,8 +334,9 @@ class Swin(Pyramid):
     def run_stage(self, stage: int, below: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n d"]:
         """One stage, counted from 0: patch embedding and position table, or merging; then the blocks.
 
-        Shapes:  below   b c h w    the image, or the stage below laid out as one
-                 return  b n d
+        Shapes:
+            below: ``b c h w``, the image, or the stage below laid out as one
+            return: ``b n d``
         """
         grid = (below.shape[-2], below.shape[-1])
         if stage == 0:
@@ -321,7 +353,8 @@ class Swin(Pyramid):
     def grids_of(self, size: tuple[int, int]) -> list[tuple[int, int]]:
         """(rows, columns) of the tokens of every stage, for an image of (h, w) pixels.
 
-        Raises:  ValueError if windows do not tile one of them, or one that is to be merged is odd
+        Raises:
+            ValueError: if windows do not tile one of them, or one that is to be merged is odd
         """
         (h, w), grids = size, []
         rows, columns = self.patch_embed.grid_size(size)
@@ -342,7 +375,8 @@ class Swin(Pyramid):
     def check_image(self, image: Float[Tensor, "b c h w"]) -> None:
         """Refuse an image that this model cannot take, and say what it takes.
 
-        Raises:  ValueError as every model, and if the image is so small, or so large, that its windows are others
+        Raises:
+            ValueError: as every model, and if the image is so small, or so large, that its windows are others
         """
         super().check_image(image)
         windows, own = (
@@ -365,8 +399,11 @@ class Swin(Pyramid):
     def resize_table(self, name: str, table: Tensor, grid: tuple[int, int], new_grid: tuple[int, int]) -> Tensor:
         """A table fitted to another grid, bicubically, or a bias table to other windows, head by head.
 
-        Raises:  ValueError if ``grid`` does not fit the table
-        Source:  authors' loader, for the bias tables
+        Raises:
+            ValueError: if ``grid`` does not fit the table
+
+        Source:
+            authors' loader, for the bias tables
         """
         if name == "absolute_pos_embed":
             return super().resize_table(name, table, grid, new_grid)

@@ -19,11 +19,18 @@ class PixelEmbed(nn.Module):
 
     The cut comes first. So zeros, not the neighbour's pixels, stand around each patch when it is convolved.
 
-    Shapes:  image   b c h w
-             return  patches words e     patches = (b n), those of one image side by side; words row by row
-    Units:   patch_size and inner_stride are pixels; a patch has ceil(patch_size / inner_stride) ** 2 words
-    Raises:  ValueError if patch_size does not divide h and w, or the number of channels is wrong
-    Source:  authors' second release; their first convolved the whole image and cut afterwards
+    Shapes:
+        image: ``b c h w``
+        return: ``patches words e``, patches = (b n), those of one image side by side; words row by row
+
+    Units:
+        patch_size and inner_stride are pixels; a patch has ceil(patch_size / inner_stride) ** 2 words
+
+    Raises:
+        ValueError: if patch_size does not divide h and w, or the number of channels is wrong
+
+    Source:
+        authors' second release; their first convolved the whole image and cut afterwards
     """
 
     def __init__(self, patch_size: int, in_chans: int, inner_dim: int, inner_stride: int):
@@ -37,7 +44,8 @@ class PixelEmbed(nn.Module):
     def grid_size(self, size: tuple[int, int]) -> tuple[int, int]:
         """(rows, columns) of the patches of an image of (h, w) pixels.
 
-        Raises:  ValueError if the patches do not tile the image
+        Raises:
+            ValueError: if the patches do not tile the image
         """
         h, w = size
         if h % self.patch_size or w % self.patch_size:
@@ -54,9 +62,12 @@ class PixelEmbed(nn.Module):
 class TNTAttention(Attention):
     """Self-attention with one linear layer for queries and keys, and another for values.
 
-    Shapes:  tokens  b n d
-             return  b n d
-    Source:  authors' code
+    Shapes:
+        tokens: ``b n d``
+        return: ``b n d``
+
+    Source:
+        authors' code
     """
 
     def make_qkv(self, dim: int, *, bias: bool) -> None:
@@ -69,8 +80,9 @@ class TNTAttention(Attention):
     ) -> tuple[Float[Tensor, "b g n e"], Float[Tensor, "b g n e"], Float[Tensor, "b g n e"]]:
         """Queries, keys and values, one set for each of the g heads.
 
-        Shapes:  tokens  b n d
-                 return  (b g n e, b g n e, b g n e)    e = d / g, the width of a head
+        Shapes:
+            tokens: ``b n d``
+            return: ``(b g n e, b g n e, b g n e)``, e = d / g, the width of a head
         """
         queries, keys = rearrange(self.qk(tokens), "b n (two g e) -> two b g n e", two=2, g=self.num_heads)
         values = rearrange(self.v(tokens), "b n (g e) -> b g n e", g=self.num_heads)
@@ -80,9 +92,12 @@ class TNTAttention(Attention):
 class TanhGate(nn.Module):
     """Weigh the channels by gates between -1 and 1, made from the mean over all tokens. No released model has it.
 
-    Shapes:  tokens  b n d
-             return  b n d
-    Source:  authors' code, their ``se`` option
+    Shapes:
+        tokens: ``b n d``
+        return: ``b n d``
+
+    Source:
+        authors' code, their ``se`` option
     """
 
     def __init__(self, dim: int):
@@ -97,11 +112,16 @@ class TanhGate(nn.Module):
 class TNTBlock(nn.Module):
     """A transformer block on the words of each patch, and one on the sentences, with the words added in between.
 
-    Shapes:  words      patches words e    patches = (b n), the words of one patch see each other alone
-             sentences  b n d              n counts the class token, row 0, to which no words are added
-             return     (patches words e, b n d)
-    Units:   one drop_path_rate for all four branches; the addition of the words is never dropped
-    Source:  paper, Eqs. (3) to (7); the two norms around ``proj`` are in the authors' code only
+    Shapes:
+        words: ``patches words e``, patches = (b n), the words of one patch see each other alone
+        sentences: ``b n d``, n counts the class token, row 0, to which no words are added
+        return: ``(patches words e, b n d)``
+
+    Units:
+        one drop_path_rate for all four branches; the addition of the words is never dropped
+
+    Source:
+        paper, Eqs. (3) to (7); the two norms around ``proj`` are in the authors' code only
     """
 
     def __init__(
@@ -159,14 +179,21 @@ class TNTBlock(nn.Module):
 class TNT(TokenClassifier):
     """Transformer in Transformer: words inside patches, sentences for patches.
 
-    Shapes:  image   b c h w
-             return  b classes   logits; with num_classes=0 the class feature, b d
-    Units:   as :class:`ViT`; outer_dim is the width of a sentence, inner_dim of a word, inner_stride the pixels from
-             one word to the next; se > 0 adds :class:`TanhGate`
-    Raises:  ValueError for a wrong number of channels, a size that the patches do not tile, a size other than img_size
-             unless dynamic_img_size resizes the position table of the sentences to it
-    Source:  Han et al. 2021; ``TNT`` of the authors' code, with the same state-dict names. Their ``outer_tokens``,
-             zeros that were once the sentences' start, is kept, frozen and never read
+    Shapes:
+        image: ``b c h w``
+        return: ``b classes``, logits; with num_classes=0 the class feature, b d
+
+    Units:
+        as :class:`ViT`; outer_dim is the width of a sentence, inner_dim of a word, inner_stride the pixels from one
+        word to the next; se > 0 adds :class:`TanhGate`
+
+    Raises:
+        ValueError: for a wrong number of channels, a size that the patches do not tile, a size other than img_size
+            unless dynamic_img_size resizes the position table of the sentences to it
+
+    Source:
+        Han et al. 2021; ``TNT`` of the authors' code, with the same state-dict names. Their ``outer_tokens``, zeros
+        that were once the sentences' start, is kept, frozen and never read
     """
 
     @remember_arguments
@@ -229,8 +256,9 @@ class TNT(TokenClassifier):
     def embed(self, image: Float[Tensor, "b c h w"]) -> tuple[Float[Tensor, "patches words e"], Float[Tensor, "b n d"]]:
         """Image to the words and the sentences that enter the first block.
 
-        Shapes:  image   b c h w
-                 return  (patches words e, b n d)    n counts the class token, which is row 0
+        Shapes:
+            image: ``b c h w``
+            return: ``(patches words e, b n d)``, n counts the class token, which is row 0
         """
         self.check_image(image)
         words = self.patch_embed(image) + self.inner_pos
@@ -243,8 +271,9 @@ class TNT(TokenClassifier):
     def forward_features(self, image: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n d"]:
         """Image to sentences after the last norm.
 
-        Shapes:  image   b c h w
-                 return  b n d     n counts the class token, which is row 0
+        Shapes:
+            image: ``b c h w``
+            return: ``b n d``, n counts the class token, which is row 0
         """
         words, sentences = self.embed(image)
         for block in self.blocks:
@@ -267,8 +296,9 @@ class TNT(TokenClassifier):
     def position_table(self, image: Float[Tensor, "b c h w"]) -> Float[Tensor, "1 n d"]:
         """The position table of the sentences for the grid of this image: the trained one, or resized.
 
-        Shapes:  image   b c h w
-                 return  1 n d     n counts the class token, which is row 0
+        Shapes:
+            image: ``b c h w``
+            return: ``1 n d``, n counts the class token, which is row 0
         """
         grid = self.grid_of((image.shape[-2], image.shape[-1]))
         return self.resize_table("outer_pos", self.outer_pos, self.grid, grid)
