@@ -16,7 +16,8 @@ from pathlib import Path
 import torch
 
 from t2t_ref import T2TViT, create_model
-from t2t_ref.models.cnn_designs import DenseViT, GhostViT, SEViT
+from t2t_ref.models.cnn_designs import GhostViT, SEViT
+from t2t_ref.models.dense import DenseViT
 from t2t_ref.models.fused import fuse
 
 OLD = torch.__version__.startswith("2.4.")  # it cannot export the performer, nor compile get_parameter

@@ -16,9 +16,6 @@ from t2t_ref import (
 )
 from t2t_ref.models.backbone import Attention, Block
 from t2t_ref.models.cnn_designs import (
-    DenseBlock,
-    DenseT2TViT,
-    DenseViT,
     GhostAttention,
     GhostMlp,
     GhostT2TViT,
@@ -27,8 +24,8 @@ from t2t_ref.models.cnn_designs import (
     SET2TViT,
     SEViT,
     SqueezeExcite,
-    dense_widths,
 )
+from t2t_ref.models.dense import DenseBlock, DenseT2TViT, DenseViT, dense_widths
 from t2t_ref.weights.saving import arguments_of
 
 CLASSES = [SET2TViT, GhostT2TViT, DenseT2TViT, SEViT, GhostViT, DenseViT]
