@@ -26,7 +26,7 @@ TINY_MODELS = {  # arguments of T2TViT; the other files carry the name of a vari
 
 
 def read(name):
-    return json.loads((FOLDER / f"{name}.json").read_text())
+    return json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
 
 
 def value(name, shape):

@@ -85,9 +85,9 @@ def problems(root: Path):
     package: dict[str, dict[str, str]] = {}
     for path in sorted((root / "t2t_ref").rglob("*.py")):
         module = ".".join(path.relative_to(root / "t2t_ref").with_suffix("").parts)
-        for name, text in definitions(path.read_text()).items():
+        for name, text in definitions(path.read_text(encoding="utf-8")).items():
             package.setdefault(name, {})[module] = text
-        for line, name in layout_changes(path.read_text()):
+        for line, name in layout_changes(path.read_text(encoding="utf-8")):
             yield f"{path.relative_to(root)}:{line}: {name} changes a layout; write an einops pattern"
     for source in sorted((root / "book").glob("[0-9][0-9]-*.md")):
         for cell in chapter_cells(source):

@@ -269,12 +269,12 @@ def what_it_sees(result: dict) -> Found:
 def weights(folder: Path) -> list[str]:
     rows = []
     for path in sorted(folder.glob("*.json")):
-        about = json.loads(path.read_text())
+        about = json.loads(path.read_text(encoding="utf-8"))
         recipe, size = about["recipe"], path.with_suffix(".safetensors").stat().st_size
         images = recipe["epochs"] * recipe["epoch_samples"]
         name = f"`{path.stem}.safetensors`"
         rows.append((name, f"{size / 1e6:.1f}", f"{about['accuracy']:.1f}", f"{images:,}", about["seed"]))
-    (command,) = {json.loads(path.read_text())["command"] for path in folder.glob("*.json")}
+    (command,) = {json.loads(path.read_text(encoding="utf-8"))["command"] for path in folder.glob("*.json")}
     head = ["file", "MB", "accuracy, %", "training images", "seed"]
     return [*shell(command), *table(head, rows)]
 
@@ -291,7 +291,7 @@ BENCHES: dict[str, Callable[[dict, list[str]], Found]] = {
 
 def markdown(path: Path, pairs: list[str]) -> list[str]:
     """A file of results/ as lines of Markdown."""
-    result = json.loads(path.read_text())
+    result = json.loads(path.read_text(encoding="utf-8"))
     command = result["command"]
     if "shifts" in result:
         about, came_out, lines = what_it_sees(result)

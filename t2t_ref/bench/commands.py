@@ -42,7 +42,11 @@ def machine() -> dict[str, str | int]:
     name = platform.processor() or platform.machine()
     cpu_info = Path("/proc/cpuinfo")
     if cpu_info.exists():
-        models = [line.split(":")[1].strip() for line in cpu_info.read_text().splitlines() if "model name" in line]
+        models = [
+            line.split(":")[1].strip()
+            for line in cpu_info.read_text(encoding="utf-8").splitlines()
+            if "model name" in line
+        ]
         name = models[0] if models else name
     found: dict[str, str | int] = {"cpu": name, "threads": torch.get_num_threads(), "torch": torch.__version__}
     found |= {name: value for name, value in os.environ.items() if name.startswith("MALLOC_")}  # glibc's allocator

@@ -261,7 +261,7 @@ def test_the_command_writes_numbers_text_and_a_picture(tmp_path, capsys):
     implementations = "--implementations plain readable fused recompute"
     arguments = [*f"{command} {implementations}".split(), "--json", str(json_file), "--picture", str(png)]
     assert bench.main(arguments) == 0
-    content = json.loads(json_file.read_text())
+    content = json.loads(json_file.read_text(encoding="utf-8"))
     assert content["command"].startswith("python -m t2t_ref.bench models --models t2t_vit_7")
     forward, train = content["found"]
     assert [row["implementation"] for row in forward["rows"]] == ["plain", "readable", "fused"]
@@ -289,7 +289,7 @@ def test_pieces_and_roof_run(tmp_path, capsys, monkeypatch):
     found = {}
     for command in ("pieces", "roof"):
         assert bench.main([command, "--rounds", "3", "--json", str(tmp_path / "found.json")]) == 0
-        found[command] = json.loads((tmp_path / "found.json").read_text())["found"]
+        found[command] = json.loads((tmp_path / "found.json").read_text(encoding="utf-8"))["found"]
     assert [(row["group"], row["mode"], list(row["rows"])) for row in found["pieces"]] == [
         ("a pair", mode, ["product", "sum"]) for mode in ("forward", "forward and backward")
     ]
@@ -309,7 +309,7 @@ def test_start_takes_the_middle_of_its_children(tmp_path, capsys, monkeypatch):
 
     monkeypatch.setattr(subprocess, "run", run)
     assert bench.main(["start", "--rounds", "3", "--json", str(tmp_path / "found.json")]) == 0
-    found = json.loads((tmp_path / "found.json").read_text())["found"]
+    found = json.loads((tmp_path / "found.json").read_text(encoding="utf-8"))["found"]
     assert [row["what"] for row in found] == ["import t2t_ref, after torch", "create t2t_vit_14"]
     assert all((row["seconds"], row["low"], row["high"]) == (2.0, 1.5, 2.5) for row in found)
     capsys.readouterr()
@@ -321,8 +321,8 @@ def test_start_takes_the_middle_of_its_children(tmp_path, capsys, monkeypatch):
 def test_stored_results_name_their_command_and_no_place_of_ours():
     files = sorted((ROOT / "results").glob("bench_*.json"))
     for path in files:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
         assert content["command"].startswith("python -m t2t_ref.bench "), path.name
         assert content["machine"]["threads"] >= 1 and content["found"], path.name
-        assert not any(part in path.read_text() for part in ('"/', "/tmp", "/home")), path.name
+        assert not any(part in path.read_text(encoding="utf-8") for part in ('"/', "/tmp", "/home")), path.name
     assert files, "no stored results: chapter 16 reads them"

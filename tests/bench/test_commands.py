@@ -72,7 +72,7 @@ def test_what_was_measured_before_a_failure_is_written(error, said, status, tmp_
     path, picture = tmp_path / "found.json", tmp_path / "found.png"
     arguments = SMALL.replace("forward", "forward train") + " --no-memory"
     assert bench.main([*arguments.split(), "--json", str(path), "--picture", str(picture)]) == status
-    content = json.loads(path.read_text())
+    content = json.loads(path.read_text(encoding="utf-8"))
     assert [entry["case"]["mode"] for entry in content["found"]] == ["forward"] and content["failed"] == said
     assert capsys.readouterr().err == f"t2t_ref.bench: {said}\n" and picture.exists()
     assert sorted(file.name for file in tmp_path.iterdir()) == ["found.json", "found.png"]
@@ -80,9 +80,9 @@ def test_what_was_measured_before_a_failure_is_written(error, said, status, tmp_
 
 def test_an_earlier_file_survives_a_command_that_measured_nothing(tmp_path):
     path = tmp_path / "found.json"
-    path.write_text("earlier")
+    path.write_text("earlier", encoding="utf-8")
     assert bench.main([*"models --models t2t_vit_15 --json".split(), str(path)]) == 2
-    assert path.read_text() == "earlier"
+    assert path.read_text(encoding="utf-8") == "earlier"
 
 
 def test_times_stand_without_the_memory(monkeypatch, capsys):

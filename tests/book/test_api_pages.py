@@ -17,7 +17,7 @@ import t2t_ref.train
 
 ROOT = Path(__file__).resolve().parents[2]
 
-PAGES = {path.stem: path.read_text() for path in (ROOT / "book" / "api").glob("*.md")}
+PAGES = {path.stem: path.read_text(encoding="utf-8") for path in (ROOT / "book" / "api").glob("*.md")}
 MODULES = docstrings.modules()
 SECTIONS = ("Shapes", "Args", "Units", "Note", "Raises", "Source")  # in this order
 OTHER_NAMES = {"return", "item"}  # in a Shapes block, beside the arguments
@@ -28,7 +28,7 @@ def page_of(module: str) -> str:
 
 
 def in_the_toc() -> list[str]:
-    parts = yaml.safe_load((ROOT / "_toc.yml").read_text())["parts"]
+    parts = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))["parts"]
     (index,) = [c for part in parts for c in part["chapters"] if c["file"] == "book/api/index"]
     return [section["file"] for section in index["sections"]]
 
@@ -111,7 +111,7 @@ def test_every_command_line_is_shown():
     doors = [
         path.relative_to(ROOT).with_suffix("").as_posix().removesuffix("/__main__").replace("/", ".")
         for path in (ROOT / "t2t_ref").rglob("*.py")
-        if 'if __name__ == "__main__"' in path.read_text()
+        if 'if __name__ == "__main__"' in path.read_text(encoding="utf-8")
     ]
     assert {"t2t_ref.train", "t2t_ref.evaluate", "t2t_ref.bench", "t2t_ref.experiments"} <= set(doors)
     shown = set(re.findall(r"command-line:: ([\w.]+)", "\n".join(PAGES.values())))

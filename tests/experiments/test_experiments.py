@@ -237,7 +237,7 @@ def test_rates_are_chosen_on_validation_and_only_the_chosen_one_sees_the_test(fa
     assert {rate for _, rate, *_ in search} == {1e-3, 2e-3, 4e-3}
     assert {(rate, split) for _, rate, _, split in test} == {(4e-3, "test")}
     assert [(seed, label) for label, _, seed, _ in test] == [(0, "one"), (0, "two"), (1, "one"), (1, "two")]
-    assert json.loads((tmp_path / "small.json").read_text()) == result
+    assert json.loads((tmp_path / "small.json").read_text(encoding="utf-8")) == result
     assert intervals.summary(result)[0]["seconds"] == 3 + 2
 
 
@@ -276,7 +276,7 @@ def test_an_interrupted_experiment_goes_on(tmp_path):
     for label in whole["arms"]:
         ours, theirs = ([run["losses"] for run in r["arms"][label]["runs"]] for r in (whole, resumed))
         assert ours == theirs and whole["arms"][label]["rate"] == resumed["arms"][label]["rate"]
-    assert json.loads((tmp_path / "b" / "small.json").read_text()) == resumed
+    assert json.loads((tmp_path / "b" / "small.json").read_text(encoding="utf-8")) == resumed
     assert [path.name for path in (tmp_path / "b").iterdir()] == ["small.json"]
 
 
@@ -301,17 +301,17 @@ def test_an_arm_of_another_file_is_taken_over_if_the_terms_are_the_same(fake, tm
 )
 def test_a_file_of_other_terms_is_left_alone(changes, what, fake, tmp_path):
     runs.run_experiment("small", SMALL, tmp_path, say=quietly)
-    before = (tmp_path / "small.json").read_text()
+    before = (tmp_path / "small.json").read_text(encoding="utf-8")
     with pytest.raises(ValueError, match=f"made with another {what}; move it away"):
         runs.run_experiment("small", replace(SMALL, **changes), tmp_path, say=quietly)
-    assert (tmp_path / "small.json").read_text() == before
+    assert (tmp_path / "small.json").read_text(encoding="utf-8") == before
 
 
 def test_what_the_first_seed_has_trained_is_kept_before_its_run_is_written_down(tmp_path):
     kept = []
 
     def keep(label, model, recipe, run, folder):
-        there = json.loads((folder / "small.json").read_text())["arms"][label]["runs"]
+        there = json.loads((folder / "small.json").read_text(encoding="utf-8"))["arms"][label]["runs"]
         kept.append((label, recipe.seed, run["accuracy"], there))
 
     assert isinstance(FEW, Recipe)
@@ -340,7 +340,7 @@ def test_older_doors_lead_to_the_same_command(fake, tmp_path, monkeypatch):
         with pytest.raises(SystemExit) as ended:
             runpy.run_module(door, run_name="__main__")
         assert ended.value.code == 0
-        content = json.loads((tmp_path / f"{name}.json").read_text())
+        content = json.loads((tmp_path / f"{name}.json").read_text(encoding="utf-8"))
         assert content["command"] == f"python -m t2t_ref.experiments {name}"
 
 
@@ -363,7 +363,7 @@ if __name__ == "__main__":
     process = subprocess.Popen([sys.executable, script], start_new_session=True, env=environment, cwd=root)
     try:
         until = time.monotonic() + 600
-        while not (path.exists() and '"seconds"' in path.read_text()):
+        while not (path.exists() and '"seconds"' in path.read_text(encoding="utf-8")):
             assert time.monotonic() < until and process.poll() is None
             time.sleep(0.05)
         process.kill()
@@ -374,7 +374,7 @@ if __name__ == "__main__":
     finally:
         if group_is_alive(process.pid):
             os.killpg(process.pid, signal.SIGKILL)
-    searches = [arm["search"] for arm in json.loads(path.read_text())["arms"].values()]
+    searches = [arm["search"] for arm in json.loads(path.read_text(encoding="utf-8"))["arms"].values()]
     done = sum(len(entry["runs"]) for search in searches for entry in search.values())
     said = []
     resumed = runs.run_experiment("small", SMALL, path.parent, say=said.append)

@@ -62,7 +62,7 @@ def problems(name: str, result: dict) -> list[str]:
 def stored(request):
     path = RESULTS / f"{request.param}.json"
     assert path.exists(), f"python -m t2t_ref.experiments {request.param} writes it"
-    return request.param, json.loads(path.read_text())
+    return request.param, json.loads(path.read_text(encoding="utf-8"))
 
 
 def test_the_experiment_is_complete(stored):
@@ -81,7 +81,7 @@ def test_the_sizes_are_those_of_the_models(stored):
 def test_an_arm_in_two_files_has_the_same_numbers():
     seen = {}
     for name, experiment in EXPERIMENTS.items():
-        result = json.loads((RESULTS / f"{name}.json").read_text())
+        result = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
         for label, arm in result["arms"].items() if not experiment.look else ():
             # seconds may differ: two processes may have run it
             numbers = (arm["rate"], {run["seed"]: (run["accuracy"], run.get("curve")) for run in arm["runs"]})
@@ -108,7 +108,7 @@ def test_an_arm_in_two_files_has_the_same_numbers():
     ],
 )
 def test_the_check_finds_what_is_wrong(spoil):
-    result = json.loads((RESULTS / "tokenisers.json").read_text())
+    result = json.loads((RESULTS / "tokenisers.json").read_text(encoding="utf-8"))
     spoiled = copy.deepcopy(result)
     spoil(spoiled)
     assert problems("tokenisers", spoiled) != problems("tokenisers", result)

@@ -38,7 +38,7 @@ SMALL = dict(img_size=64, embed_dim=16, depth=2, num_heads=2, mlp_ratio=2.0)
 @pytest.mark.parametrize("kind", NAMES)
 def test_the_committed_weights_are_as_good_as_they_say(kind):
     path = RESULTS / "weights" / f"{kind}.safetensors"
-    about = json.loads(path.with_suffix(".json").read_text())
+    about = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
     assert path.stat().st_size <= 3_000_000
     model = load(path)
     images = about["quickly_tested"]
@@ -56,9 +56,9 @@ def test_the_committed_weights_are_as_good_as_they_say(kind):
 
 
 def test_the_results_tell_of_the_committed_weights():
-    result = json.loads((RESULTS / "what_it_sees.json").read_text())
+    result = json.loads((RESULTS / "what_it_sees.json").read_text(encoding="utf-8"))
     for kind, about in result["arms"].items():
-        beside = json.loads((RESULTS / "weights" / f"{kind}.json").read_text())
+        beside = json.loads((RESULTS / "weights" / f"{kind}.json").read_text(encoding="utf-8"))
         assert about["runs"][0]["accuracy"] == beside["accuracy"]
         # a quarter of the images shows nearly the same: at most 0.008 from the stored numbers
         maps = feature_maps(load(RESULTS / "weights" / f"{kind}.safetensors"), shown_digits(64)[0])
@@ -151,7 +151,7 @@ def test_the_experiment(tmp_path, monkeypatch):
     one, other = result["arms"]["resnet"]["runs"]
     assert (one["seed"], other["seed"]) == (0, 1) and one["before"] != one["after"] != other["after"]
     assert result["shifts"] == list(SHIFTS)
-    beside = json.loads((tmp_path / "weights" / "resnet.json").read_text())
+    beside = json.loads((tmp_path / "weights" / "resnet.json").read_text(encoding="utf-8"))
     assert (beside["seed"], beside["accuracy"], beside["recipe"]["seed"]) == (0, one["accuracy"], 0)
     assert sorted(path.name for path in (tmp_path / "weights").iterdir()) == ["resnet.json", "resnet.safetensors"]
     kept = load(tmp_path / "weights" / "resnet.safetensors")

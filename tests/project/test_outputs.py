@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 def sanitized(text):
     from nbval.plugin import get_sanitize_patterns
 
-    for pattern, replacement in get_sanitize_patterns((ROOT / "nbval_sanitize.cfg").read_text()):
+    for pattern, replacement in get_sanitize_patterns((ROOT / "nbval_sanitize.cfg").read_text(encoding="utf-8")):
         text = re.sub(pattern, replacement, text)
     return text
 

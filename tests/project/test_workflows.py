@@ -11,12 +11,12 @@ import yaml
 ROOT = Path(__file__).resolve().parents[2]
 
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 each = pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
 
 
 def jobs(path: Path) -> dict:
-    return yaml.safe_load(path.read_text())["jobs"]
+    return yaml.safe_load(path.read_text(encoding="utf-8"))["jobs"]
 
 
 def steps(path: Path) -> list[dict]:
@@ -33,7 +33,7 @@ def missing(command: str, makefile: str, root: Path) -> list[str]:
 
 @each
 def test_what_it_calls_is_there(path):
-    makefile = (ROOT / "Makefile").read_text()
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     for step in steps(path):
         assert missing(step.get("run", ""), makefile, ROOT) == []
 
@@ -47,12 +47,12 @@ def test_what_is_not_there_is_found(tmp_path):
 
 @each
 def test_permissions_are_few_and_time_is_short(path):
-    assert yaml.safe_load(path.read_text())["permissions"] in ({}, {"contents": "read"})
-    assert "concurrency" in yaml.safe_load(path.read_text())
+    assert yaml.safe_load(path.read_text(encoding="utf-8"))["permissions"] in ({}, {"contents": "read"})
+    assert "concurrency" in yaml.safe_load(path.read_text(encoding="utf-8"))
     for name, job in jobs(path).items():
         assert job["timeout-minutes"] <= 60, name
         assert "contents" not in job.get("permissions", {}) or path.stem == "release", name
-    assert "secrets." not in path.read_text()
+    assert "secrets." not in path.read_text(encoding="utf-8")
 
 
 @each
@@ -79,8 +79,8 @@ def test_colab_has_one_version():
     }
     assert len(found) == 1
     ((python, torch),) = found
-    assert f"PYTHON=python{python} " in (ROOT / "tools" / "colab_like.sh").read_text()
-    assert f"TORCH={torch} " in (ROOT / "tools" / "colab_like.sh").read_text()
+    assert f"PYTHON=python{python} " in (ROOT / "tools" / "colab_like.sh").read_text(encoding="utf-8")
+    assert f"TORCH={torch} " in (ROOT / "tools" / "colab_like.sh").read_text(encoding="utf-8")
 
 
 def test_the_tools_of_the_torch_job_are_in_the_requirements():
@@ -88,21 +88,21 @@ def test_the_tools_of_the_torch_job_are_in_the_requirements():
     names = re.search(r"tools='([^'$]+)", command)[1].split("|")
     rows = jobs(ROOT / ".github" / "workflows" / "ci.yml")["torch"]["strategy"]["matrix"]["include"]
     names += [name for row in rows for name in row["onnx"].split("|") if name]
-    pins = (ROOT / "requirements.txt").read_text()
+    pins = (ROOT / "requirements.txt").read_text(encoding="utf-8")
     assert [name for name in names if not re.search(rf"(?m)^{re.escape(name)}==", pins)] == []
 
 
 @each
 def test_no_address_is_typed(path):
-    assert address.current(ROOT).split("/")[0] not in path.read_text()
-    assert not re.search(r"github\.(com|io)/", path.read_text())
+    assert address.current(ROOT).split("/")[0] not in path.read_text(encoding="utf-8")
+    assert not re.search(r"github\.(com|io)/", path.read_text(encoding="utf-8"))
 
 
 def test_only_what_was_tested_is_published():
     path = ROOT / ".github" / "workflows" / "publish.yml"
-    publish = yaml.safe_load(path.read_text())
+    publish = yaml.safe_load(path.read_text(encoding="utf-8"))
     (name,) = publish[True]["workflow_run"]["workflows"]  # YAML reads "on" as true
-    ci = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())
+    ci = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8"))
     assert name == ci["name"] and publish[True]["workflow_run"]["branches"] == ["main"]
     taken = next(
         step["with"]["name"]

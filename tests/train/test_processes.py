@@ -52,7 +52,8 @@ def one_process(tmp_path_factory):
 
 def assert_equals(folder: Path, one_process: Path, processes: int) -> None:
     ours, theirs = (
-        [json.loads(line) for line in (path / "log.jsonl").read_text().splitlines()] for path in (folder, one_process)
+        [json.loads(line) for line in (path / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+        for path in (folder, one_process)
     )
     started = [line for line in ours if line["kind"] in ("run", "resume")][-1]
     assert started["processes"] == processes and started["images_per_update"] == 32

@@ -62,7 +62,7 @@ def whole(tmp_path_factory):
 
 
 def log_of(folder) -> list[dict]:
-    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
     times = ("seconds", "images_per_second", "command")
     return [{key: value for key, value in line.items() if key not in times} for line in lines]
 

@@ -271,7 +271,7 @@ def test_the_folder_of_a_run(tmp_path):
         "curve.png", "log.jsonl", "state", "weights-ema.safetensors", "weights.safetensors",
     ]  # fmt: skip
     assert len(list((folder / "state").iterdir())) == state.KEPT
-    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
     assert lines == json.loads(json.dumps(result.log))
     kinds = [line["kind"] for line in lines]
     assert kinds == ["run"] + 3 * (6 * ["step"] + ["epoch"]) + ["end"]
@@ -308,7 +308,10 @@ def test_warnings_of_the_package_go_into_the_log(tmp_path):
     data = SimpleNamespace(**vars(tiny.DATA) | {"train": Warns(0)})
     for workers in (0, 1):
         fit(replace(tiny.RECIPE, epochs=2, workers=workers), tmp_path / str(workers), data=data, cpu=True)
-        lines = [json.loads(line) for line in (tmp_path / str(workers) / "log.jsonl").read_text().splitlines()]
+        lines = [
+            json.loads(line)
+            for line in (tmp_path / str(workers) / "log.jsonl").read_text(encoding="utf-8").splitlines()
+        ]
         assert [line["message"] for line in lines if line["kind"] == "warning"] == 2 * ["image 7 is broken"]
 
 
@@ -324,7 +327,7 @@ def test_a_folder_with_a_run_in_it_is_refused(tmp_path):
 
 
 def test_a_folder_that_cannot_be_written_stops_before_the_first_update(tmp_path):
-    (tmp_path / "file").write_text("not a folder")
+    (tmp_path / "file").write_text("not a folder", encoding="utf-8")
     with pytest.raises(CannotStart, match="cannot write a state of .* MiB into"):
         trained(output=tmp_path / "file", after_update=never)
     with pytest.raises(CannotStart, match="cannot write a state of .* MiB into"):
@@ -402,7 +405,7 @@ def test_a_loss_that_is_no_number_stops_with_the_place(tmp_path, precision):
     assert "largest outputs: " in message and "first output that is not finite: blocks.0.mlp.fc1" in message
     assert "weights that are not finite already: blocks.0.mlp.fc1.weight" in message
     assert str(state.states_of(tmp_path)[0]) in message
-    last = json.loads((tmp_path / "log.jsonl").read_text().splitlines()[-1])
+    last = json.loads((tmp_path / "log.jsonl").read_text(encoding="utf-8").splitlines()[-1])
     assert (last["kind"], last["reason"], last["update"]) == ("end", "not finite", 5)
 
 

@@ -263,7 +263,9 @@ def arrays(path):
 
 
 def index(path):
-    path.write_text(json.dumps({"metadata": {}, "weight_map": {"cls_token": "model-00001-of-00002.safetensors"}}))
+    path.write_text(
+        json.dumps({"metadata": {}, "weight_map": {"cls_token": "model-00001-of-00002.safetensors"}}), encoding="utf-8"
+    )
 
 
 OTHER_KINDS = {  # what people give in place of weights, and what they are told
@@ -292,7 +294,10 @@ OTHER_KINDS = {  # what people give in place of weights, and what they are told
     "tar.gz": (lambda path: tar(path, "w:gz"), "is a compressed archive: unpack it first"),
     "tar.xz": (lambda path: tar(path, "w:xz"), "is a compressed archive: unpack it first"),
     "index": (index, "is the index of a checkpoint in several files: read each, join their dicts"),
-    "config": (lambda path: path.write_text('{"depth": 14}'), "is a JSON text, such as a configuration"),
+    "config": (
+        lambda path: path.write_text('{"depth": 14}', encoding="utf-8"),
+        "is a JSON text, such as a configuration",
+    ),
     "keras": (lambda path: path.write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(99)), "is an HDF5 file, such as Keras writes"),
     "onnx": (lambda path: path.write_bytes(b"\x08\x08\x12\x07pytorch\x1a\x052.1.0"), "is an ONNX model"),
     "script": (script, "is a TorchScript program, which is code: save the state_dict"),

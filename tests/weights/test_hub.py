@@ -17,7 +17,7 @@ def test_hub_folders(trained, tmp_path):
     wide = tiny(seed=1, img_size=(48, 80))
     wide.save_pretrained(tmp_path / "wide")
     assert {path.name for path in (tmp_path / "wide").iterdir()} == {"README.md", "config.json", "model.safetensors"}
-    assert json.loads((tmp_path / "wide" / "config.json").read_text())["img_size"] == [48, 80]
+    assert json.loads((tmp_path / "wide" / "config.json").read_text(encoding="utf-8"))["img_size"] == [48, 80]
     again = T2TViT.from_pretrained(tmp_path / "wide")
     assert type(again) is T2TViT and arguments_of(again) == arguments_of(wide) and same(state(again), state(wide))
     assert T2TViT.from_pretrained(str(tmp_path / "wide"), num_classes=3).head.weight.shape == (3, 24)

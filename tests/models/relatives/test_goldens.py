@@ -21,7 +21,7 @@ COMPUTED = ("relative_position_index", "attn_mask")  # entries of the authors' f
 
 
 def read(name):
-    return json.loads((FOLDER / f"{name}.json").read_text())
+    return json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
 
 
 def weight(name, shape):
