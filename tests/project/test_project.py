@@ -306,7 +306,8 @@ def test_importing_the_package_is_light():
     assert "t2t_ref" in new and {"matplotlib", "PIL", "accelerate"} <= heavy and not new & heavy
 
 
-EXTRAS = {"train", "experiments", "bench", "book", "sources.py", "digits.py"}  # whose packages come with an extra
+DATA = {"digits.py", "reading.py", "sources.py", "workers.py"}  # of which only images.py makes a promised name
+EXTRAS = {"train", "experiments", "bench", "book"} | DATA  # whose packages come with an extra
 ON_DEMAND = {"huggingface_hub"}  # asked for by those who use it, with a message that says so
 
 
