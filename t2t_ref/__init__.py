@@ -8,7 +8,7 @@ reads and writes files, ``data`` makes images ready, ``inspection`` looks inside
 from t2t_ref._version import __version__
 from t2t_ref.create import create_model, list_models
 from t2t_ref.data.images import imagenet_class_names, preprocess
-from t2t_ref.inspection.tables import attention_maps, count_macs, count_parameters, shape_table
+from t2t_ref.inspection import attention_maps, count_macs, count_parameters, shape_table
 from t2t_ref.models.backbone import Attention, Block, DropPath, Mlp
 from t2t_ref.models.position import resize_position_table, sinusoid_table
 from t2t_ref.models.soft_split import SoftSplit, grid_size, soft_split
@@ -17,8 +17,7 @@ from t2t_ref.models.token_performer import TokenPerformer, performer_attention, 
 from t2t_ref.models.token_transformer import TokenTransformer
 from t2t_ref.models.tokens_to_token import TokensToToken, restructure, token_grid
 from t2t_ref.models.vit import ViT
-from t2t_ref.weights.loading import load_checkpoint, load_model, save_checkpoint
-from t2t_ref.weights.released import released_weights
+from t2t_ref.weights import load_checkpoint, load_model, released_weights, save_checkpoint
 
 __all__ = [
     "__version__",

@@ -1,8 +1,8 @@
-"""The door ``python -m t2t_ref.what_it_sees``; the rest is in :mod:`t2t_ref.experiments.what_it_sees`."""
+"""The door ``python -m t2t_ref.what_it_sees``, an older name of ``python -m t2t_ref.experiments what_it_sees``."""
 
 import sys
 
-from t2t_ref.experiments.what_it_sees import main
+from t2t_ref.experiments.__main__ import main
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main(["what_it_sees", *sys.argv[1:]]))

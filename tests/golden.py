@@ -9,6 +9,7 @@ denominator far above its epsilon.
 import json
 import math
 import zlib
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,7 @@ TINY_MODELS = {  # arguments of T2TViT; the other files carry the name of a vari
 
 
 def read(name):
-    return json.loads((FOLDER / f"{name}.json").read_text())
+    return json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
 
 
 def value(name, shape):
@@ -51,6 +52,16 @@ def fill(model, dtype, kqv_scale=1.0):
                 scale = kqv_scale if name.rpartition(".")[0].endswith("kqv") else 1.0
                 entry.copy_(scale * value(name, entry.shape))
     return model.eval()
+
+
+@contextmanager
+def in_float64():
+    """As a decorator: what the test builds and draws has float64, so that "the same function" is nearly exact."""
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 def noise(*shape, seed=0):

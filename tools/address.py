@@ -16,7 +16,7 @@ VALID = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,37}[A-Za-z0-9])?/[A-Za-z0-9._-
 
 def current(root: Path) -> str:
     """owner/name as _config.yml has it."""
-    (url,) = re.findall(r"(?m)^  url: https://github\.com/(\S+)$", (root / "_config.yml").read_text())
+    (url,) = re.findall(r"(?m)^  url: https://github\.com/(\S+)$", (root / "_config.yml").read_text(encoding="utf-8"))
     return url
 
 
@@ -31,12 +31,12 @@ def rewrite(root: Path, new: str) -> list[Path]:
     new_owner, new_name = new.split("/")
     changed = []
     for path in places(root):
-        old_text = path.read_text()
+        old_text = path.read_text(encoding="utf-8")
         text = re.sub(rf"(github(?:\.com)?/){re.escape(owner)}/{re.escape(name)}(?![\w-])", rf"\g<1>{new}", old_text)
         site = rf"{re.escape(owner)}\.github\.io/{re.escape(name)}(?![\w-])"
         text = re.sub(site, f"{new_owner}.github.io/{new_name}", text)
         if text != old_text:
-            path.write_text(text)
+            nb.write_whole(path, text)
             changed.append(path)
     return changed
 

@@ -45,6 +45,15 @@ assert "site-packages" in t2t_ref.__file__, t2t_ref.__file__
 model = t2t_ref.create_model("t2t_vit_7", img_size=64, num_classes=10).eval()
 assert model(torch.zeros(1, 3, 64, 64)).shape == (1, 10)
 assert len(t2t_ref.imagenet_class_names()) == 1000  # from a file that comes with the package
+assert all(hasattr(t2t_ref, name) for name in t2t_ref.__all__)
+t2t_ref.save_checkpoint(model, "mine.safetensors")
+assert torch.equal(t2t_ref.load_model("mine.safetensors").head.weight, model.head.weight)
+torch.save({"state_dict": model.state_dict(), "best": 81.5}, "mine.pth")
+assert not t2t_ref.load_checkpoint(model, "mine.pth").skipped
+from PIL import Image
+
+Image.new("RGB", (300, 200)).save("photo.png")
+assert t2t_ref.preprocess("photo.png").shape == (1, 3, 224, 224)
 print("works:", t2t_ref.__file__.removeprefix(sys.prefix), "with torch", torch.__version__)
 EOF
 ls -l "$root/_build/dist"

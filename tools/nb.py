@@ -9,6 +9,7 @@ files are as old as each other.
 """
 
 import hashlib
+import os
 import re
 import sys
 import time
@@ -101,9 +102,19 @@ def text_of(notebook) -> str:
     return nbformat.writes(notebook, version=4).rstrip("\n") + "\n"
 
 
+def write_whole(path: Path, text: str) -> None:
+    """Write a file beside the old one, then put it in its place: a failure leaves the old one as it was."""
+    draft = path.with_name(f"{path.name}.part")
+    try:
+        draft.write_text(text, encoding="utf-8", newline="\n")
+        os.replace(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
 def write(notebook, path: Path) -> None:
-    if not path.exists() or path.read_text() != text_of(notebook):
-        path.write_text(text_of(notebook))
+    if not path.exists() or path.read_text(encoding="utf-8") != text_of(notebook):
+        write_whole(path, text_of(notebook))
         print("wrote", path.name)
 
 
@@ -134,7 +145,7 @@ def problems(root: Path):
             continue
         stored = nbformat.read(path, as_version=4)
         nbformat.validate(stored)
-        if text_of(merged(source, path)) != path.read_text():
+        if text_of(merged(source, path)) != path.read_text(encoding="utf-8"):
             yield f"{path.name}: differs from {source.name}; run 'make notebooks'"
         if not has_run(stored):
             yield f"{path.name}: code cells without a stored run, which nbval would not compare"
@@ -155,6 +166,9 @@ def problems(root: Path):
 
 
 def main(arguments: list[str]) -> int:
+    for stream in (sys.stdout, sys.stderr):  # a chapter's letters may not be among those of the terminal
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
     command, names = arguments[0], arguments[1:]
     if command not in ("sync", "run", "check"):
         print(__doc__)

@@ -4,7 +4,7 @@ Einops only: in t2t_ref/ and in the chapters every change of layout is an einops
 change the layout of a tensor by position (reshape, view, transpose, indexing with None, ...) are refused.
 
 Mirror: a definition that a chapter shows whole (cell tag "mirror") is the package's definition, comments and docstrings
-aside.
+aside. If several modules define that name, a second tag says which is meant: "mirror-backbone" for models/backbone.py.
 
     python tools/rules.py       exit 1 if one is broken, and say where
 """
@@ -61,11 +61,33 @@ def chapter_cells(source: Path) -> list:
     return [cell for cell in jupytext.read(source, fmt="md:myst").cells if cell.cell_type == "code"]
 
 
+def mirror_problems(cell, package: dict[str, dict[str, str]]):
+    """What is wrong with a cell tagged mirror; package holds module and text of every definition, by name."""
+    meant = [tag.removeprefix("mirror") for tag in cell.metadata["tags"] if tag.startswith("mirror-")]
+    shown = definitions(cell.source)
+    if not shown:
+        yield "a cell tagged mirror defines nothing"
+    for name, text in shown.items():
+        homes = {
+            module: there
+            for module, there in package.get(name, {}).items()
+            if all(f"-{module}".replace(".", "-").endswith(tag) for tag in meant)
+        }
+        if not homes:
+            yield f"{name}, tagged mirror{''.join(meant)}, is not in t2t_ref"
+        elif len(homes) > 1:
+            yield f"{name}, tagged mirror, is in {' and '.join(homes)}: say which one is meant by a tag mirror-MODULE"
+        elif text not in homes.values():
+            yield f"{name}, tagged mirror, differs from t2t_ref.{next(iter(homes))}"
+
+
 def problems(root: Path):
-    package = {}
+    package: dict[str, dict[str, str]] = {}
     for path in sorted((root / "t2t_ref").rglob("*.py")):
-        package |= definitions(path.read_text())
-        for line, name in layout_changes(path.read_text()):
+        module = ".".join(path.relative_to(root / "t2t_ref").with_suffix("").parts)
+        for name, text in definitions(path.read_text(encoding="utf-8")).items():
+            package.setdefault(name, {})[module] = text
+        for line, name in layout_changes(path.read_text(encoding="utf-8")):
             yield f"{path.relative_to(root)}:{line}: {name} changes a layout; write an einops pattern"
     for source in sorted((root / "book").glob("[0-9][0-9]-*.md")):
         for cell in chapter_cells(source):
@@ -73,13 +95,7 @@ def problems(root: Path):
                 text = cell.source.splitlines()[line - 1].strip()
                 yield f"{source.relative_to(root)}: {name} in {text!r} changes a layout; write an einops pattern"
             if "mirror" in cell.metadata.get("tags", []):
-                shown = definitions(cell.source)
-                if not shown:
-                    yield f"{source.relative_to(root)}: a cell tagged mirror defines nothing"
-                for name, text in shown.items():
-                    if text != package.get(name):
-                        where = "differs from" if name in package else "is not in"
-                        yield f"{source.relative_to(root)}: {name}, tagged mirror, {where} t2t_ref"
+                yield from (f"{source.relative_to(root)}: {what}" for what in mirror_problems(cell, package))
 
 
 if __name__ == "__main__":

@@ -10,21 +10,19 @@ import http.server
 import os
 import re
 import subprocess
-import sys
 import threading
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+import address
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from bs4 import BeautifulSoup
 from playwright.sync_api import sync_playwright
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT / "tools")]
-import address  # noqa: E402
 
 BOOK = Path(os.environ.get("BOOK", ROOT / "_build" / "html")).resolve()
 PDF = "t2t-vit.pdf"  # lies beside the pages once make pdf has run
@@ -482,9 +480,9 @@ seeds.</figcaption></figure><svg aria-label="Three boxes in a row, joined by arr
 
 @pytest.fixture
 def spoiled(tmp_path):
-    (tmp_path / "spoiled.html").write_text(SPOILED)
-    (tmp_path / "sound.html").write_text('<p id="there">')
-    (tmp_path / "there.md").write_text("")
+    (tmp_path / "spoiled.html").write_text(SPOILED, encoding="utf-8")
+    (tmp_path / "sound.html").write_text('<p id="there">', encoding="utf-8")
+    (tmp_path / "there.md").write_text("", encoding="utf-8")
     for name in "acde":
         (tmp_path / f"{name}.png").write_bytes(b"x" * 1000)
     return tmp_path

@@ -48,7 +48,7 @@ def gap(text):
     from t2t_ref.experiments import paired_interval
 
     file, *labels = (part.strip() for part in text.split("|"))
-    arms = json.loads((RESULTS / f"{file}.json").read_text())["arms"]
+    arms = json.loads((RESULTS / f"{file}.json").read_text(encoding="utf-8"))["arms"]
     mean, half = paired_interval(*(arms[label] for label in labels))
     return "ahead" if mean > half else "behind" if mean < -half else "not resolved", mean, half
 

@@ -1,18 +1,23 @@
 """The pages of book/api, made from the docstrings of t2t_ref.
 
-A docstring says what a thing does, and then, in blocks of their own, its shapes, units, errors and source:
+A docstring says what a thing does, then, in sections that napoleon draws and editors know, its shapes, units, errors
+and source:
 
-    Shapes:  image   b c h w
-             return  b n d     n windows, row by row
-    Raises:  ValueError if the padded image is smaller than one window
+    Shapes:
+        image: ``b c h w``
+        return: ``b n d``, n windows, row by row
 
-:func:`markup` turns this form into reStructuredText for autodoc. Around it: signatures and links that read as in the
-source, the fields of records with their comments, and three directives for what would go stale if it were typed:
+    Raises:
+        ValueError: if the padded image is smaller than one window
+
+What is here: plain text that is safe in reStructuredText, with links to chapters; signatures and links that read as in
+the source; the fields of records with their comments; and three directives for what would go stale if it were typed:
 ``public-names``, ``modules`` and ``command-line``.
 """
 
 import ast
 import contextlib
+import dataclasses
 import importlib
 import inspect
 import io
@@ -21,7 +26,6 @@ import pkgutil
 import re
 import sys
 import textwrap
-from dataclasses import is_dataclass
 from functools import cache
 from pathlib import Path
 from unittest import mock
@@ -29,18 +33,14 @@ from unittest import mock
 from docutils import nodes
 from docutils.statemachine import StringList
 from sphinx import addnodes
-from sphinx.ext import autodoc
 from sphinx.util.docutils import SphinxDirective
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = "t2t_ref"
-BLOCK = re.compile(r"(Shapes|Units|Raises|Source):( +)(?=\S)")
+SECTION = re.compile(r"(Shapes|Args|Units|Note|Raises|Source):$")
 CHAPTERS = re.compile(r"\b([Cc]hapters? )(\d+(?:(?:, | and | to )\d+)*)")
 ROLE_OR_LITERAL = re.compile(r"(``.+?``|:[\w:]+:`[^`]+`)")
 SIGNS = re.compile(r"[\\|`]|(?<=\w)_(?!\w)|(?<![\w*])\*(?!\w[^*]*\w\*(?!\w))|\*\*")  # but for the stars of *stress*
-AXIS = r"(?:\*?[a-z]{1,2}\d?|\d+|\.\.\.|n_new|num_features|classes|rows|columns)"
-AXES = re.compile(rf"{AXIS}(?: {AXIS})*|\([^()]*\)")
-ERROR = re.compile(r"\b([A-Z]\w*Error|CannotStart|NotFinite|Interrupted)\b")
 
 
 # ---- text
@@ -74,25 +74,6 @@ def inline(text: str) -> str:
     return "".join(parts)
 
 
-def shape_rows(lines: list[str]) -> list[str]:
-    """The rows of a Shapes block as fields: the name, its axes in one width of letters, what is to be said of them."""
-    rows: list[str] = []
-    for line in lines:
-        if line.startswith(" ") and rows:
-            rows[-1] += " " + line.strip()  # the row before goes on
-        else:
-            rows.append(line)
-    fields = []
-    for row in rows:
-        name, _, value = row.partition("  ")
-        axes, _, words = value.strip().partition("  ")
-        if not words and not AXES.fullmatch(axes):
-            axes, words = "", axes
-        names = ", ".join(f"``{one}``" for one in name.split(", "))
-        fields.append(f":{names}: " + " ".join(filter(None, [axes and f"``{axes}``", inline(words.strip())])))
-    return fields
-
-
 def language_of(lines: list[str]) -> str:
     """How to colour an example."""
     try:
@@ -103,35 +84,25 @@ def language_of(lines: list[str]) -> str:
 
 
 def markup(lines: list[str]) -> list[str]:
-    """A docstring in our form as lines of reStructuredText."""
+    """A docstring as lines that napoleon reads: sections stay, signs mean themselves, examples are code."""
     result: list[str] = []
-    lines, place = list(lines), 0
+    lines, place, section = list(lines), 0, False
     while place < len(lines):
         line = lines[place]
-        block = BLOCK.match(line)
         place += 1
-        if block:
-            indent = block.end()
-            body = [line[indent:]]
-            while place < len(lines) and lines[place].startswith(" "):
-                body.append(lines[place][indent:] if not lines[place][:indent].strip() else lines[place].strip())
-                place += 1
-            if result and result[-1] and not result[-1].startswith((":", " ")):
-                result.append("")
-            if block[1] == "Shapes":
-                result += [":Shapes:", *(f"    {row}" for row in shape_rows(body))]
-            else:
-                text = inline(" ".join(part.strip() for part in body))
-                text = re.sub(r"^(?=\w+[.)] )", r"\\", text)  # "E. Author" is no item E of a list
-                result.append(f":{block[1]}: " + (ERROR.sub(r":exc:`\1`", text) if block[1] == "Raises" else text))
-        elif line.startswith("    "):  # an example, a formula, a table: as it stands
+        if SECTION.match(line):
+            section = True
+            result.append(line)
+        elif line.startswith("    ") and not section:  # an example, a formula, a table: as it stands
             body = [line]
             while place < len(lines) and (not lines[place].strip() or lines[place].startswith("    ")):
                 body.append(lines[place])
                 place += 1
             result += [f".. code-block:: {language_of(body)}", "", *body]
         else:
-            result.append(inline(line.replace("::", ":") if line.endswith("::") else line))
+            section = section and (line.startswith(" ") or not line)
+            text = re.sub(r"^( *)(?=[A-Z][.)] )", r"\1\\", inline(line))  # "E. Author" is no item E of a list
+            result.append(text.replace("::", ":") if text.endswith("::") else text)
     return result
 
 
@@ -154,17 +125,24 @@ def row(name: str, value: str, comment: str) -> str:
 
 
 def fields(record: type) -> list[str]:
-    """The annotated names of a class with their types, defaults and comments; comments alone are headings."""
+    """The annotated names of a class with their types, defaults and comments; comments alone are headings.
+
+    Fields that carry their own help and heading, as those of a recipe do, are shown with these.
+    """
+    told = {each.name: each for each in dataclasses.fields(record) if "help" in each.metadata}
     source = textwrap.dedent(inspect.getsource(record))
     lines, rows, before = source.splitlines(), [], 0
     for node in ast.parse(source).body[0].body:
         if isinstance(node, ast.AnnAssign):
             headings = [line.strip("# ") for line in lines[before : node.lineno - 1] if line.lstrip().startswith("#")]
+            own = told[node.target.id].metadata if node.target.id in told else {}
+            headings += [own["heading"]] if own.get("heading") else []
             rows += [text for heading in headings for text in ("", f"**{inline(heading)}**", "")]
             value = ast.get_source_segment(source, node.value) if node.value else ""
             value = "" if value.startswith("field(") else value
+            value = ast.get_source_segment(source, node.value.args[0]) if own else value
             kind = " = ".join(filter(None, [ast.unparse(node.annotation), value]))
-            rows.append(row(ast.unparse(node.target), f"``{kind}``", comment_behind(node, lines)))
+            rows.append(row(ast.unparse(node.target), f"``{kind}``", own.get("help") or comment_behind(node, lines)))
         before = node.end_lineno
     return rows
 
@@ -199,15 +177,21 @@ def ours(thing: object) -> bool:
     return (getattr(thing, "__module__", None) or "").partition(".")[0] == PACKAGE
 
 
-def process_docstring(app, what, name, thing, options, lines) -> None:
-    result = markup(lines)
+def before_napoleon(app, what, name, thing, options, lines) -> None:
+    lines[:] = markup(lines)
+
+
+def after_napoleon(app, what, name, thing, options, lines) -> None:
+    result = list(lines)
+    while result and not result[-1]:
+        result.pop()
     if what in ("class", "exception"):
         rows = fields(thing)
         bases = [base for base in thing.__bases__ if base is not object]
         if (rows or bases) and result and not result[-1].startswith((":", " ")):
             result.append("")
         if rows:
-            result.append(f":{'Fields' if is_dataclass(thing) else 'Attributes'}:")
+            result.append(f":{'Fields' if dataclasses.is_dataclass(thing) else 'Attributes'}:")
             result += [f"    {line}" if line else "" for line in rows]
         if bases:
             shown = (f":class:`~{b.__module__}.{b.__name__}`" if ours(b) else f"``{b.__name__}``" for b in bases)
@@ -221,7 +205,7 @@ def process_docstring(app, what, name, thing, options, lines) -> None:
 
 def process_signature(app, what, name, thing, options, signature, returned):
     # the fields of a record say the same, with their comments
-    if what == "class" and (is_dataclass(thing) or signature.startswith(("(*args", "(iterable"))):
+    if what == "class" and (dataclasses.is_dataclass(thing) or signature.startswith(("(*args", "(iterable"))):
         return "", ""
 
 
@@ -281,6 +265,8 @@ def source_address(domain: str, info: dict) -> str | None:
 
 
 def read_address(app, config) -> None:
+    config.napoleon_custom_sections = [("Shapes", "params_style"), "Units", "Source"]
+    config.napoleon_numpy_docstring = False
     theme = config.html_theme_options
     source_address.repository = f"{theme['repository_url']}/blob/{theme['repository_branch']}"
     config.linkcode_resolve = source_address
@@ -293,7 +279,8 @@ def modules() -> list[str]:
     """The modules of the package by their full names, without private ones and the doors of three lines."""
     found = pkgutil.walk_packages(importlib.import_module(PACKAGE).__path__, f"{PACKAGE}.")
     names = [module.name for module in found if not module.name.rpartition(".")[2].startswith("_")]
-    return [name for name in names if not importlib.import_module(name).__doc__.startswith("The door ")]
+    doors = ("The door ", "An older door")
+    return [name for name in names if not importlib.import_module(name).__doc__.startswith(doors)]
 
 
 def first_sentence(thing: object) -> str:
@@ -383,12 +370,11 @@ class CommandLine(SphinxDirective):
 
 
 def setup(app):
-    app.setup_extension("sphinx.ext.autodoc")
+    app.setup_extension("sphinx.ext.napoleon")
     app.setup_extension("sphinx.ext.linkcode")
-    # it hands its arguments on to __init__, whose signature is the one to show
-    autodoc._CLASS_NEW_BLACKLIST.append(f"{PACKAGE}.classifier.TokenClassifier.__new__")
     app.connect("config-inited", read_address)
-    app.connect("autodoc-process-docstring", process_docstring)
+    app.connect("autodoc-process-docstring", before_napoleon, priority=400)  # napoleon's is 500
+    app.connect("autodoc-process-docstring", after_napoleon, priority=600)
     app.connect("autodoc-process-signature", process_signature)
     app.connect("autodoc-skip-member", skip_member)
     app.connect("object-description-transform", quote_as_in_the_source)

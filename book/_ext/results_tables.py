@@ -72,15 +72,20 @@ def verdict(arms: dict, pair: str) -> tuple[str, str, str]:
     return pair, words, interval(mean, half, "+")
 
 
+def ran_with(result: dict) -> list[str]:
+    seeds = dict.fromkeys(plain(accuracies(arm)) for arm in result["arms"].values())
+    found = [f"{name} {version}" for name, version in result["versions"].items()]
+    found.append(f"seeds {' or '.join(seeds)}")
+    return found + [result["recipe"]["loop"]] if "loop" in result["recipe"] else found
+
+
 def experiment(result: dict, pairs: list[str]) -> Found:
     rows, arms = summary(result), result["arms"]
-    (seeds,) = {tuple(accuracies(arm)) for arm in arms.values()}
-    rates = result.get("rates") or result["training"]["rates"]
+    rates = result["training"]["rates"]
     at_an_end = sum(row["rate"] in (min(rates), max(rates)) for row in rows)
     about = [
         result["device"],
-        *(f"{name} {version}" for name, version in result["versions"].items()),
-        f"seeds {plain(seeds)}",
+        *ran_with(result),
         f"learning rate: the best of {plain(rates)} for each arm, at an end of them for {at_an_end} of {len(rows)}",
         minutes(sum(row["seconds"] for row in rows)),
     ]
@@ -210,12 +215,11 @@ def bench_start(result: dict, pairs: list[str]) -> Found:
 
 
 def what_it_sees(result: dict) -> Found:
-    models = result["models"].values()
-    (seeds,) = {tuple(run["seed"] for run in model["runs"]) for model in models}
+    names = {"t2t": "T2T-ViT", "vit": "ViT", "resnet": "ResNet"}
+    models = [dict(name=names[kind], samples=arm["values"]["samples"], **arm) for kind, arm in result["arms"].items()]
     about = [
         result["device"],
-        *(f"{name} {version}" for name, version in result["versions"].items()),
-        f"seeds {plain(seeds)}",
+        *ran_with(result),
         minutes(sum(run["seconds"] for model in models for run in model["runs"])),
     ]
 
@@ -265,12 +269,12 @@ def what_it_sees(result: dict) -> Found:
 def weights(folder: Path) -> list[str]:
     rows = []
     for path in sorted(folder.glob("*.json")):
-        about = json.loads(path.read_text())
+        about = json.loads(path.read_text(encoding="utf-8"))
         recipe, size = about["recipe"], path.with_suffix(".safetensors").stat().st_size
         images = recipe["epochs"] * recipe["epoch_samples"]
         name = f"`{path.stem}.safetensors`"
         rows.append((name, f"{size / 1e6:.1f}", f"{about['accuracy']:.1f}", f"{images:,}", about["seed"]))
-    (command,) = {json.loads(path.read_text())["command"] for path in folder.glob("*.json")}
+    (command,) = {json.loads(path.read_text(encoding="utf-8"))["command"] for path in folder.glob("*.json")}
     head = ["file", "MB", "accuracy, %", "training images", "seed"]
     return [*shell(command), *table(head, rows)]
 
@@ -287,12 +291,12 @@ BENCHES: dict[str, Callable[[dict, list[str]], Found]] = {
 
 def markdown(path: Path, pairs: list[str]) -> list[str]:
     """A file of results/ as lines of Markdown."""
-    result = json.loads(path.read_text())
+    result = json.loads(path.read_text(encoding="utf-8"))
     command = result["command"]
-    if "arms" in result:
-        about, came_out, lines = experiment(result, pairs)
-    elif "models" in result:
+    if "shifts" in result:
         about, came_out, lines = what_it_sees(result)
+    elif "arms" in result:
+        about, came_out, lines = experiment(result, pairs)
     else:
         about, came_out, lines = BENCHES[command.split()[3]](result, pairs)  # python -m t2t_ref.bench NAME
     said = ["", f"**Ran on:** {'; '.join(about)}.", "", f"**Came out:** {came_out}."]

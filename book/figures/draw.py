@@ -48,4 +48,4 @@ PICTURES = {
 
 if __name__ == "__main__":
     for name, text in PICTURES.items():
-        (HERE / name).write_text(text)
+        (HERE / name).write_text(text, encoding="utf-8", newline="\n")

@@ -20,10 +20,13 @@ def attention_by_table(
 ) -> Float[Tensor, "b g q e"]:
     """Attention as textbooks have it: the table of all weights is written out.
 
-    Shapes:  queries       b g q e
-             keys, values  b g k e
-             return        b g q e
-    Source:  Vaswani et al. 2017, Eq. (1)
+    Shapes:
+        queries: ``b g q e``
+        keys, values: ``b g k e``
+        return: ``b g q e``
+
+    Source:
+        Vaswani et al. 2017, Eq. (1)
     """
     scores = einsum(queries, keys, "b g q e, b g k e -> b g q k") * scale
     return einsum(scores.softmax(dim=-1), values, "b g q k, b g k e -> b g q e")
@@ -32,8 +35,9 @@ def attention_by_table(
 class PlainAttention(Attention):
     """:class:`t2t_ref.Attention` by :func:`attention_by_table`.
 
-    Shapes:  tokens  b n d
-             return  b n d
+    Shapes:
+        tokens: ``b n d``
+        return: ``b n d``
     """
 
     def forward(self, tokens: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
@@ -47,8 +51,9 @@ class PlainAttention(Attention):
 class PlainTokenAttention(TokenAttention):
     """The attention of :class:`t2t_ref.TokenTransformer` by :func:`attention_by_table`.
 
-    Shapes:  tokens  b n d
-             return  b n e
+    Shapes:
+        tokens: ``b n d``
+        return: ``b n e``
     """
 
     def forward(self, tokens: Float[Tensor, "b n d"]) -> Float[Tensor, "b n e"]:
@@ -63,7 +68,7 @@ class PlainTokenPerformer(TokenPerformer):
 
     def attend(self, tokens: Float[Tensor, "b n d"]) -> Float[Tensor, "b n e"]:
         """Attention with the values as shortcut, by :func:`t2t_ref.plain_performer_attention`."""
-        keys, queries, values = self.kqv(tokens).chunk(3, dim=-1)
+        keys, queries, values = rearrange(self.kqv(tokens), "b n (three e) -> three b n e", three=3)
         mixed = plain_performer_attention(queries, keys, values, self.w, self.epsilon)
         return values + self.drop(self.proj(mixed))
 
@@ -91,8 +96,9 @@ def fold_norm_into_split(
     No faster than the three steps on a CPU. And where a window holds one colour, the variance is the small difference
     of two large numbers: float32 loses several digits there, which the three steps do not.
 
-    Shapes:  image   b c h w
-             return  b n o     o = linear.out_features
+    Shapes:
+        image: ``b c h w``
+        return: ``b n o``, o = linear.out_features
     """
     (kernel, stride, padding), channels = (split.kernel, split.stride, split.padding), image.shape[1]
     weight = linear.weight * norm.weight

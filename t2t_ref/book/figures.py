@@ -10,7 +10,7 @@ import matplotlib.pyplot as plt
 import torch
 
 from t2t_ref.create import create_model
-from t2t_ref.inspection.tables import shape_table
+from t2t_ref.inspection import shape_table
 
 # Okabe and Ito's palette: one meaning, one colour, in the whole book
 QUERY, KEY, VALUE, TOKEN, OTHER = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#767676"
@@ -85,8 +85,11 @@ def full_size_shapes() -> dict[str, tuple[int, ...]]:
 def model_map(lit: str = "model") -> Svg:
     """The map of T2T-ViT-14 that opens every chapter, with one kind of box lit.
 
-    Raises:  ValueError for a stage that is not in ``STAGES``
-    Source:  paper, Fig. 4; the shapes are read off a run of the model
+    Raises:
+        ValueError: for a stage that is not in ``STAGES``
+
+    Source:
+        paper, Fig. 4; the shapes are read off a run of the model
     """
     if lit not in STAGES:
         raise ValueError(f"unknown stage {lit!r}: known are {', '.join(STAGES)}")

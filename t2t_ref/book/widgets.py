@@ -66,11 +66,18 @@ def soft_split_explorer(
     Mode "one": one soft split whose kernel, stride and padding can be moved. Mode "three": the three splits of the
     model, and what a final token grew from. The reader can change from one to the other.
 
-    Shapes:  image   3 h w    red, green, blue, or 1 3 h w; None for a drawn picture
-    Units:   image between 0 and 1, each side 8 to 64 pixels; kernel, stride and padding are pixels of ``image``;
-             token is the number of the token shown first, row by row from 0 (None: one in the middle)
-    Raises:  ValueError for another kind of image, an unknown mode, a start value out of range
-    Source:  paper, Sec. 3.1 and Fig. 3; the receptive field of 31 pixels at stride 16 follows from ``SPLITS``
+    Shapes:
+        image: ``3 h w``, red, green, blue, or 1 3 h w; None for a drawn picture
+
+    Units:
+        image between 0 and 1, each side 8 to 64 pixels; kernel, stride and padding are pixels of ``image``; token is
+        the number of the token shown first, row by row from 0 (None: one in the middle)
+
+    Raises:
+        ValueError: for another kind of image, an unknown mode, a start value out of range
+
+    Source:
+        paper, Sec. 3.1 and Fig. 3; the receptive field of 31 pixels at stride 16 follows from ``SPLITS``
     """
     if mode not in MODES:
         raise ValueError(f"unknown mode {mode!r}: known are {', '.join(MODES)}")
@@ -121,9 +128,12 @@ def span(index: int, size: int, splits: tuple[tuple[int, int, int], ...]) -> str
 def one_picture(image) -> Float[Tensor, "3 h w"]:
     """The picture, once it is clear that it can be shown.
 
-    Shapes:  image   3 h w    or 1 3 h w
-             return  3 h w
-    Raises:  ValueError for anything but a float tensor of such a shape, size and range
+    Shapes:
+        image: ``3 h w``, or 1 3 h w
+        return: ``3 h w``
+
+    Raises:
+        ValueError: for anything but a float tensor of such a shape, size and range
     """
     expected = "expected a float tensor of shape (3, h, w) or (1, 3, h, w) with values between 0 and 1"
     if not isinstance(image, Tensor):
@@ -144,7 +154,8 @@ def one_picture(image) -> Float[Tensor, "3 h w"]:
 def check_range(name: str, value: int, low: int, high: int) -> None:
     """Refuse a value out of range.
 
-    Raises:  ValueError, with the range
+    Raises:
+        ValueError: with the range
     """
     if not low <= value <= high:
         raise ValueError(f"{name} is {value}, expected {low} to {high}")
@@ -153,7 +164,8 @@ def check_range(name: str, value: int, low: int, high: int) -> None:
 def pixel_bytes(image: Float[Tensor, "3 h w"]) -> bytes:
     """The picture as bytes in (row, column, channel) order, as a canvas wants it.
 
-    Shapes:  image   3 h w    between 0 and 1
+    Shapes:
+        image: ``3 h w``, between 0 and 1
     """
     pixels: UInt8[Tensor, hwc] = rearrange((image.detach().cpu().float() * 255).round().byte(), "c h w -> (h w c)")
     return bytes(pixels.tolist())
@@ -162,8 +174,11 @@ def pixel_bytes(image: Float[Tensor, "3 h w"]) -> bytes:
 def drawn_picture(side: int) -> Float[Tensor, "3 h w"]:
     """A house on a hill, drawn in whole numbers, so that every machine draws the same bytes.
 
-    Shapes:  return  3 h w    h = w = side
-    Units:   side is pixels; the result is between 0 and 1
+    Shapes:
+        return: ``3 h w``, h = w = side
+
+    Units:
+        side is pixels; the result is between 0 and 1
     """
     fine = 4 * side  # 16 samples a pixel; below, y and x run from 0 to 64
     y = (torch.arange(fine).float() + 0.5) * 64 / fine
@@ -201,12 +216,17 @@ def feature_viewer(
 
     Each map is shown from its own smallest to its own largest value, or on one scale for its whole layer.
 
-    Shapes:  views    name -> (picture 3 h w, layers); layers: name -> maps c rows columns
-    Units:   pictures are between 0 and 1; maps are stored in 256 steps from their smallest to their largest value. At
-             most ``channels`` of a layer are shown, evenly spaced. view, layer and channel say what is shown first,
-             counted from 0 among what is there; ``common`` starts with one scale for the layer
-    Raises:  ValueError for no view or layer, values that are not finite, a start value out of range, or more than fits
-             into ``LARGEST_VIEWER`` bytes
+    Shapes:
+        views: name -> (picture 3 h w, layers); layers: name -> maps c rows columns
+
+    Units:
+        pictures are between 0 and 1; maps are stored in 256 steps from their smallest to their largest value. At most
+        ``channels`` of a layer are shown, evenly spaced. view, layer and channel say what is shown first, counted from
+        0 among what is there; ``common`` starts with one scale for the layer
+
+    Raises:
+        ValueError: for no view or layer, values that are not finite, a start value out of range, or more than fits into
+            ``LARGEST_VIEWER`` bytes
     """
     if not views or not all(layers for _, layers in views.values()):
         raise ValueError("expected at least one view, and at least one layer in each")
@@ -248,7 +268,8 @@ def feature_viewer(
 def pack_maps(maps: Float[Tensor, "c h w"], most: int) -> dict:
     """At most so many channels, each in bytes from its smallest to its largest value: channel, row, column.
 
-    Shapes:  maps    c h w
+    Shapes:
+        maps: ``c h w``
     """
     count, h, w = maps.shape
     numbers = [i * count // most for i in range(most)] if count > most else list(range(count))

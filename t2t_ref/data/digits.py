@@ -23,9 +23,14 @@ CHANNELS = 3
 def handwritten_digits() -> tuple[Float[Tensor, "n h w"], Int[Tensor, "n"]]:
     """scikit-learn's digits in a fixed random order: ink from 0 to 1, and labels.
 
-    Shapes:  return  (n h w, n)   n = 1797, h = w = 8
-    Raises:  ImportError, with the remedy, without scikit-learn
-    Source:  E. Alpaydin and C. Kaynak, "Optical Recognition of Handwritten Digits", UCI, 1998
+    Shapes:
+        return: ``(n h w, n)``, n = 1797, h = w = 8
+
+    Raises:
+        ImportError: with the remedy, without scikit-learn
+
+    Source:
+        E. Alpaydin and C. Kaynak, "Optical Recognition of Handwritten Digits", UCI, 1998
     """
     try:
         from sklearn.datasets import load_digits
@@ -40,7 +45,8 @@ def handwritten_digits() -> tuple[Float[Tensor, "n h w"], Int[Tensor, "n"]]:
 def split_bounds(split: str) -> tuple[int, int]:
     """First and last + 1 of the digits of a split.
 
-    Raises:  ValueError for an unknown one
+    Raises:
+        ValueError: for an unknown one
     """
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r}: known are {', '.join(SPLITS)}")
@@ -50,12 +56,18 @@ def split_bounds(split: str) -> tuple[int, int]:
 class Digits(Dataset):
     """The digits as they are: centred, grey, enlarged to ``size`` pixels. The easy set.
 
-    Shapes:  item  (c h w, int)   c = 3, h = w = size; values from 0 to 1
-    Units:   ``split`` is "train" (1197 digits), "val" (200) or "test" (400); size is pixels
-    Raises:  ValueError for an unknown split or a size below 8
+    Shapes:
+        item: ``(c h w, int)``, c = 3, h = w = size; values from 0 to 1
+
+    Units:
+        ``split`` is "train" (1197 digits), "val" (200) or "test" (400); size is pixels
+
+    Raises:
+        ValueError: for an unknown split or a size below 8
     """
 
     num_classes = 10
+    draws = False  # an item is always the same: no generator needs a seed before it is read
 
     def __init__(self, split: str = "train", size: int = 32):
         first, end = split_bounds(split)
@@ -80,13 +92,20 @@ class ScatteredDigits(Dataset):
     Most strokes fall across the cuts of a hard 16 x 16 split. Sample ``index`` is a function of (seed, index) alone.
     ``set_epoch`` moves on by whole epochs: epoch 1 starts at index ``length``. Splits share no handwritten digit.
 
-    Shapes:  item  (c h w, int)   c = 3, h = w = size; values from 0 to 1
-    Units:   length is samples in an epoch; size and digit_size (smallest, largest) are pixels; contrast is the least
-             difference of brightness between ink and ground, from 0 to 0.8; polarity says whether the ink is "light" on
-             a dark ground, "dark", or "both"; clutter is the number of stray strokes, pieces of other digits; noise is
-             the standard deviation added to every value
-    Raises:  ValueError for an unknown split or polarity, digits that do not fit on the canvas, a negative number
-    Source:  ours; it asks the paper's question of local structure (Sec. 1) at a size that a laptop can train
+    Shapes:
+        item: ``(c h w, int)``, c = 3, h = w = size; values from 0 to 1
+
+    Units:
+        length is samples in an epoch; size and digit_size (smallest, largest) are pixels; contrast is the least
+        difference of brightness between ink and ground, from 0 to 0.8; polarity says whether the ink is "light" on a
+        dark ground, "dark", or "both"; clutter is the number of stray strokes, pieces of other digits; noise is the
+        standard deviation added to every value
+
+    Raises:
+        ValueError: for an unknown split or polarity, digits that do not fit on the canvas, a negative number
+
+    Source:
+        ours; it asks the paper's question of local structure (Sec. 1) at a size that a laptop can train
     """
 
     num_classes = 10
@@ -139,7 +158,8 @@ class ScatteredDigits(Dataset):
     def draw(self, numbers: Sequence[int]) -> tuple[Float[Tensor, "b c h w"], Int[Tensor, "b"]]:
         """The samples of these numbers in the endless sequence: images and labels.
 
-        Shapes:  return  (b c h w, b)    values from 0 to 1
+        Shapes:
+            return: ``(b c h w, b)``, values from 0 to 1
         """
         inks, labels = handwritten_digits()
         pieces = 1 + self.clutter
@@ -168,7 +188,8 @@ class ScatteredDigits(Dataset):
     def draw_colours(self, rng: np.random.Generator) -> Float[np.ndarray, "two c"]:
         """Colours of ground and ink, at least ``contrast`` apart in brightness (the mean of the three channels).
 
-        Shapes:  return  two c    ground, ink
+        Shapes:
+            return: ``two c``, ground, ink
         """
         light_ink = self.polarity == "light" or (self.polarity == "both" and rng.uniform() < 0.5)
         while True:
@@ -184,10 +205,13 @@ class ScatteredDigits(Dataset):
 def place(glyphs: Float[Tensor, "b p gh gw"], boxes: Float[Tensor, "b three p"], size: int) -> Float[Tensor, "b p h w"]:
     """Put each small glyph into its square box on an empty canvas, by bilinear interpolation.
 
-    Shapes:  glyphs  b p gh gw    p glyphs for each image
-             boxes   b three p    side, top and left of each box
-             return  b p h w    h = w = size
-    Units:   boxes and size are pixels of the canvas
+    Shapes:
+        glyphs: ``b p gh gw``, p glyphs for each image
+        boxes: ``b three p``, side, top and left of each box
+        return: ``b p h w``, h = w = size
+
+    Units:
+        boxes and size are pixels of the canvas
     """
     side, top, left = rearrange(boxes, "b three p -> three (b p) 1")
     pixels = torch.arange(size) + 0.5  # centres

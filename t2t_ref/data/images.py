@@ -38,14 +38,22 @@ LOOKS_LIKE = {  # how files begin that are often met where an image should be
 def preprocess(image, img_size: int | tuple[int, int] = 224) -> Float[Tensor, "1 3 h w"]:
     """Resize, crop the centre, normalise.
 
-    Shapes:  image   the path of an image file, a PIL image, or an array: h w or h w c, where c is 1 (grey), 2 (grey,
-                     alpha), 3 or 4 (alpha); palettes, CMYK and all else as :func:`to_rgb` does
-             return  1 3 h w    h and w as in ``img_size``
-    Units:   img_size is pixels, an int or (height, width); an array's kind of number says what white is: 255 for bytes,
-             65535 for 16 bits, 1 for floats and booleans; the result is in standard deviations from ImageNet's mean
-    Raises:  ValueError for something that is no image; FileNotFoundError for a path that is not there; ImportError,
-             with the remedy, without Pillow or numpy
-    Source:  authors' evaluation: bicubic resize to size / 0.9, centre crop, ImageNet mean and standard deviation
+    Shapes:
+        image: the path of an image file, a PIL image, or an array: h w or h w c, where c is 1 (grey), 2 (grey, alpha),
+            3 or 4 (alpha); palettes, CMYK and all else as :func:`to_rgb` does
+        return: ``1 3 h w``, h and w as in ``img_size``
+
+    Units:
+        img_size is pixels, an int or (height, width); an array's kind of number says what white is: 255 for bytes,
+        65535 for 16 bits, 1 for floats and booleans; the result is in standard deviations from ImageNet's mean
+
+    Raises:
+        ValueError: for something that is no image
+        FileNotFoundError: for a path that is not there
+        ImportError: with the remedy, without Pillow or numpy
+
+    Source:
+        authors' evaluation: bicubic resize to size / 0.9, centre crop, ImageNet mean and standard deviation
     """
     try:
         import numpy as np
@@ -82,10 +90,13 @@ def normalise(
 ) -> Float[Tensor, "*lead c h w"]:
     """Pixel values as standard deviations from the mean of their colour.
 
-    Shapes:  images     ... c h w    bytes, or floats from 0 to 1
-             mean, std  c            of values from 0 to 1
-             return     ... c h w
-    Raises:  ValueError for another kind of number, and for a number of channels other than that of the mean
+    Shapes:
+        images: ``... c h w``, bytes, or floats from 0 to 1
+        mean, std: ``c``, of values from 0 to 1
+        return: ``... c h w``
+
+    Raises:
+        ValueError: for another kind of number, and for a number of channels other than that of the mean
     """
     if images.dtype != torch.uint8 and not images.is_floating_point():
         raise ValueError(f"expected images of bytes (uint8), or of floats from 0 to 1, found {images.dtype}")
@@ -105,7 +116,8 @@ def normalise(
 def opened(file):
     """A PIL image of a file that is open, to be read inside ``with``.
 
-    Raises:  ValueError that says why, whatever goes wrong inside
+    Raises:
+        ValueError: that says why, whatever goes wrong inside
     """
     from PIL import Image
 
@@ -117,7 +129,8 @@ def opened(file):
 def explained(file=None):
     """Make one ValueError of whatever goes wrong while an image is read; it says what the file looks like instead.
 
-    Raises:  ValueError
+    Raises:
+        ValueError
     """
     try:
         yield
@@ -136,7 +149,8 @@ def to_rgb(image):
 
     Turned as its EXIF tag says; what is transparent shows the white behind it.
 
-    Raises:  ValueError for pixels that do not say what white is, and for a mode that Pillow cannot convert
+    Raises:
+        ValueError: for pixels that do not say what white is, and for a mode that Pillow cannot convert
     """
     import numpy as np
     from PIL import Image, ImageOps
@@ -166,7 +180,8 @@ def orientation(image) -> int:
 def from_array(array):
     """A PIL image of an array: h w, or h w c with 1 to 4 channels (grey, grey and alpha, colour, colour and alpha).
 
-    Raises:  ValueError for another shape, or pixels that do not say what white is
+    Raises:
+        ValueError: for another shape, or pixels that do not say what white is
     """
     from PIL import Image
 
@@ -181,8 +196,11 @@ def from_array(array):
 def in_bytes(pixels):
     """Pixels of any kind of number as bytes. The kind says what white is.
 
-    Units:   white is 255 of bytes, 65535 of 16 bits, 1 of floats and booleans
-    Raises:  ValueError for other kinds, which do not say it, and for floats beyond 0 and 1
+    Units:
+        white is 255 of bytes, 65535 of 16 bits, 1 of floats and booleans
+
+    Raises:
+        ValueError: for other kinds, which do not say it, and for floats beyond 0 and 1
     """
     white = {"u1": 255, "u2": 65535, "b1": 1}.get(pixels.dtype.str[1:], 1 if pixels.dtype.kind == "f" else None)
     if white == 255:

@@ -37,8 +37,12 @@ class Images(Dataset):
     In training, a file that cannot be read is replaced by the next that can, so that lengths and order are the same in
     every process. In a test its label is -1. Random crops come from Python's generator, which sampling.py seeds.
 
-    Shapes:  item  (c h w, int)   c = 3, h and w as ``prepare`` leaves them
-    Raises:  OSError if no file can be read, or none any more; IndexError
+    Shapes:
+        item: ``(c h w, int)``, c = 3, h and w as ``prepare`` leaves them
+
+    Raises:
+        OSError: if no file can be read, or none any more
+        IndexError
     """
 
     def __init__(self, rows, prepare: Prepare, training: bool):
@@ -68,7 +72,8 @@ class Images(Dataset):
     def not_known_as_bad(self, place: int) -> int:
         """The next place, from this one on and round, that is not known as bad.
 
-        Raises:  OSError if all are
+        Raises:
+            OSError: if all are
         """
         if not self.bad[place]:
             return place
@@ -84,10 +89,16 @@ class Stream(IterableDataset):
     In training it goes round without end and is cut to whole batches, so that every process sees as many. Order and
     crops depend on (seed, epoch) and the numbers of processes alone. In a test a bad image is blank, of label -1.
 
-    Shapes:  item  (c h w, int)   c = 3, (h, w) = size
-    Units:   samples is the length of an epoch, over all processes
-    Raises:  ValueError if nobody says how long an epoch is; OSError if no image can be read; TypeError for the length
-             of a test set
+    Shapes:
+        item: ``(c h w, int)``, c = 3, (h, w) = size
+
+    Units:
+        samples is the length of an epoch, over all processes
+
+    Raises:
+        ValueError: if nobody says how long an epoch is
+        OSError: if no image can be read
+        TypeError: for the length of a test set
     """
 
     def __init__(
@@ -134,7 +145,8 @@ class Stream(IterableDataset):
     def images(self, worker: int) -> Iterator[tuple[UInt8[Tensor, "c h w"], int]]:
         """The images of one process that reads, round and round in training.
 
-        Shapes:  return  one (c h w, label) after the other
+        Shapes:
+            return: one (c h w, label) after the other
         """
         seen, found, last = 0, 0, None
         while True:
@@ -171,7 +183,8 @@ def name_of(row: dict, place: int) -> str:
 def check_still_there(row: dict) -> None:
     """After many bad images in a row: read one that was good, to see whether it is the images.
 
-    Raises:  OSError if it cannot be read any more
+    Raises:
+        OSError: if it cannot be read any more
     """
     if read(row, whole, random.Random(0), 0) is None:
         raise OSError(f"{BAD_IN_A_ROW} images in a row cannot be read, nor {name_of(row, 0)}, which could before")
@@ -199,7 +212,8 @@ def read(
 ) -> UInt8[Tensor, "c h w"] | None:
     """Image of a row. None, with a line in the log, if it cannot be read.
 
-    Shapes:  return  c h w    bytes
+    Shapes:
+        return: ``c h w``, bytes
     """
     stored = row.get("image") or {"path": row.get("path")}
     try:
@@ -235,7 +249,8 @@ def random_crop(
 ):
     """A random part of a PIL image that has not been read yet, resized.
 
-    Units:   size is pixels, (height, width); scale and ratio as in :func:`draw_box`; interpolation may be "random"
+    Units:
+        size is pixels, (height, width); scale and ratio as in :func:`draw_box`; interpolation may be "random"
     """
     from PIL import Image
 
@@ -261,8 +276,11 @@ def draw_box(
 ) -> tuple[int, int, int, int]:
     """Left, top, right and bottom of a random part of an image.
 
-    Units:   pixels; scale is the range of its share of the area, ratio that of width / height, drawn evenly in its log
-    Source:  the authors' crop, timm 0.3.4's RandomResizedCropAndInterpolation: ten tries, else the middle
+    Units:
+        pixels; scale is the range of its share of the area, ratio that of width / height, drawn evenly in its log
+
+    Source:
+        the authors' crop, timm 0.3.4's RandomResizedCropAndInterpolation: ten tries, else the middle
     """
     for _ in range(10):
         area = rng.uniform(*scale) * width * height

@@ -55,11 +55,16 @@ class Data:
 def open_data(recipe, training: bool = True) -> Data:
     """The data of a recipe. What is missing is found here, not at step 40,000.
 
-    Units:   recipe has ``data``, ``data_options``, ``test_split`` and ``img_size``; for files, what :func:`cropping`
-             needs; for what is drawn or read without end ``epoch_samples``, ``batch_size`` and ``seed``;
-             training=False opens the test set alone
-    Raises:  ValueError for an unknown source and for folders that do not agree; FileNotFoundError; ConnectionError;
-             ImportError without the packages of ``t2t-ref[train]``
+    Units:
+        recipe has ``data``, ``data_options``, ``test_split`` and ``img_size``; for files, what :func:`cropping` needs;
+        for what is drawn or read without end ``epoch_samples``, ``batch_size`` and ``seed``; training=False opens the
+        test set alone
+
+    Raises:
+        ValueError: for an unknown source and for folders that do not agree
+        FileNotFoundError
+        ConnectionError
+        ImportError: without the packages of ``t2t-ref[train]``
     """
     kind, _, where = recipe.data.partition(":")
     kind = kind.replace("_", "-")
@@ -85,8 +90,9 @@ def crops_at_reading(spec: str) -> bool:
 def cropping(recipe, training: bool) -> Prepare:
     """What becomes of an image where it is read: ``prepare(image, rng)`` takes a PIL image and a random.Random.
 
-    Units:   recipe has ``data`` and ``img_size``, ``crop_pct`` and ``interpolation`` for the test, ``crop_scale``,
-             ``crop_ratio`` and ``train_interpolation`` for training
+    Units:
+        recipe has ``data`` and ``img_size``, ``crop_pct`` and ``interpolation`` for the test, ``crop_scale``,
+        ``crop_ratio`` and ``train_interpolation`` for training
     """
     if not crops_at_reading(recipe.data):
         return whole
@@ -115,7 +121,9 @@ def open_digits(recipe, kind: str, training: bool) -> Data:
 def open_folder(recipe, root: Path, training: bool) -> Data:
     """Photographs in folders, one folder for each class.
 
-    Raises:  FileNotFoundError without the folders train and val; ValueError if their classes differ, or one is empty
+    Raises:
+        FileNotFoundError: without the folders train and val
+        ValueError: if their classes differ, or one is empty
     """
 
     # datasets' own builder of image folders leaves out linked class folders without a word, stops at a stray zip file
@@ -156,7 +164,8 @@ def list_images(folder: Path) -> dict[str, list[str]]:
 
     What is hidden, or left by a system, is none of the data. A copy beside its original counts as an image more.
 
-    Raises:  ValueError for a folder without class folders, and for a class without images
+    Raises:
+        ValueError: for a folder without class folders, and for a class without images
     """
     found, others = {}, []
     entries = in_sight(folder)
@@ -208,9 +217,12 @@ def readable(names: list[str]) -> tuple[str, ...]:
 def open_hub(recipe, name: str, training: bool, stream: bool) -> Data:
     """An image classification set of the Hugging Face hub, or a folder with a copy of one.
 
-    Units:   with ``stream`` images are fetched while training, else all of them first
-    Raises:  ConnectionError, with the remedy, if the hub cannot be reached; ValueError for a set without a test split,
-             an image column or a label column
+    Units:
+        with ``stream`` images are fetched while training, else all of them first
+
+    Raises:
+        ConnectionError: with the remedy, if the hub cannot be reached
+        ValueError: for a set without a test split, an image column or a label column
     """
 
     import datasets

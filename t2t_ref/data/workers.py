@@ -5,6 +5,7 @@ Python 3.14 on). So no process that reads writes a log: its warnings travel with
 """
 
 import logging
+import signal
 from collections.abc import Iterator
 
 from torch import Tensor
@@ -35,7 +36,11 @@ KEPT = Kept()
 
 
 def keep_warnings(worker: int) -> None:
-    """What a process that reads does first: its warnings go nowhere but into :data:`KEPT`."""
+    """What a process that reads does first: its warnings go nowhere but into :data:`KEPT`.
+
+    Ctrl-C, which it gets too, is for the process that trains: that may want one more batch, to end in order.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     LOGGER.handlers, LOGGER.propagate = [KEPT], False
 
 
@@ -47,7 +52,8 @@ def collate(items: list) -> tuple[list[Tensor], list[logging.LogRecord]]:
 def read_batches(data, workers: int = 0, **options) -> Iterator[list[Tensor]]:
     """What a DataLoader of ``data`` yields. Warnings of the processes that read are logged here, each once.
 
-    Raises:  what ``data`` raises; an OSError of another process in one line, as in this one, without its traceback
+    Raises:
+        what ``data`` raises; an OSError of another process in one line, as in this one, without its traceback
     """
     start = keep_warnings if workers else None
     said = set()  # two processes may find the same file at the same time

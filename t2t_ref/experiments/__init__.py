@@ -1,55 +1,40 @@
 """The experiments behind results/*.json (chapters 11 to 15)."""
 
-from t2t_ref.experiments.runs import (
-    ARM_OPTIONS,
+from t2t_ref.experiments import arms, what_it_sees
+from t2t_ref.experiments.arms import (
     DATA,
-    EXPERIMENTS,
-    MODELS,
     PERFORMER,
-    RATES,
-    SEEDS,
-    TRAINING,
     VIT_ARM,
-    accuracies,
-    batches,
+    Experiment,
     build_model,
-    held_out,
-    main,
-    mean_interval,
-    normalise,
-    paired_interval,
     performers,
     random_directions,
+    recipe_of,
     redraw_directions,
-    run_experiment,
-    stream,
-    summary,
-    train,
 )
+from t2t_ref.experiments.intervals import accuracies, mean_interval, paired_interval, summary
+from t2t_ref.experiments.runs import held_out, normalise, run, run_experiment, train_arm
+
+EXPERIMENTS = arms.EXPERIMENTS | {"what_it_sees": what_it_sees.EXPERIMENT}
 
 __all__ = [
-    "ARM_OPTIONS",
     "DATA",
     "EXPERIMENTS",
-    "MODELS",
     "PERFORMER",
-    "RATES",
-    "SEEDS",
-    "TRAINING",
     "VIT_ARM",
+    "Experiment",
     "accuracies",
-    "batches",
     "build_model",
     "held_out",
-    "main",
     "mean_interval",
     "normalise",
     "paired_interval",
     "performers",
     "random_directions",
+    "recipe_of",
     "redraw_directions",
+    "run",
     "run_experiment",
-    "stream",
     "summary",
-    "train",
+    "train_arm",
 ]

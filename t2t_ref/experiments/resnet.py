@@ -11,8 +11,9 @@ from torch import Tensor, nn
 class ResidualBlock(nn.Module):
     """Two 3 x 3 convolutions, and a shortcut around them: a basic block.
 
-    Shapes:  maps    b c h w
-             return  b d rows columns    rows = ceil(h / stride), columns = ceil(w / stride)
+    Shapes:
+        maps: ``b c h w``
+        return: ``b d rows columns``, rows = ceil(h / stride), columns = ceil(w / stride)
     """
 
     def __init__(self, in_chans: int, width: int, stride: int):
@@ -36,9 +37,12 @@ class ResNet(nn.Module):
 
     The default three stages work at strides 4, 8 and 16, as the three soft splits do.
 
-    Shapes:  image   b c h w
-             return  b classes    logits; any height and width
-    Source:  He et al. 2016, "Deep residual learning for image recognition"
+    Shapes:
+        image: ``b c h w``
+        return: ``b classes``, logits; any height and width
+
+    Source:
+        He et al. 2016, "Deep residual learning for image recognition"
     """
 
     def __init__(

@@ -1,455 +1,402 @@
-"""The experiments of chapters 12 and 13: small models, from scratch, on scattered digits.
+"""One driver for all experiments: runs by ``t2t_ref.train.fit``, and a file that is written anew after each of them.
 
-    python -m t2t_ref.experiments                    lists them
-    python -m t2t_ref.experiments tokenisers         runs one and writes results/tokenisers.json
-
-Every arm gets the same budget and the same search for its learning rate: each of ``RATES`` once, with a seed of its
-own, judged on validation digits. Its best rate then trains one model a seed. The seed fixes the
-first weights and the stream of images, so that arms can be compared seed by seed. Test digits are looked at once, at
-the end of each of these runs. A file is written after every run; the same command goes on where it was interrupted.
-One thread, so that the numbers do not depend on the machine's cores.
+Every arm gets the same budget and the same search for its learning rate: each of the rates, with seeds of its own,
+judged on validation digits. The best rate then trains one model a seed. The seed fixes the first weights and the stream
+of images, so that arms can be compared seed by seed. Test digits are looked at once, at the end of each of these runs.
+The same command goes on where it was interrupted. One thread, so that the numbers do not depend on the number of cores.
 """
 
-import argparse
 import json
 import math
 import os
 import platform
-import sys
+import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, replace
 from functools import lru_cache
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
+from statistics import fmean
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
+from torch.utils.data import Dataset, TensorDataset
 
-from t2t_ref.arguments import check_known
-from t2t_ref.data.digits import ScatteredDigits
-from t2t_ref.inspection.tables import count_macs, count_parameters, eval_without_gradients
-from t2t_ref.models.cnn_designs import GhostT2TViT, GhostViT, SEViT
-from t2t_ref.models.t2t_vit import T2TViT
-from t2t_ref.models.token_performer import TokenPerformer
-from t2t_ref.models.vit import ViT
+import t2t_ref
+from t2t_ref import train
+from t2t_ref.data.digits import SPLITS, ScatteredDigits
+from t2t_ref.data.sources import TEST_SAMPLES, Data, open_data
+from t2t_ref.experiments.arms import SHORT, Experiment, build_model, recipe_of, redraw_directions
+from t2t_ref.inspection import count_macs, count_parameters
+from t2t_ref.train.evaluate import evaluate
+from t2t_ref.train.recipes import Recipe
+from t2t_ref.train.sampling import generators_kept
 
-DATA = dict(size=64, digit_size=(40, 56), polarity="light", contrast=0.7, clutter=0, noise=0.05)
-TRAINING = dict(samples=12_000, batch_size=50, weight_decay=0.05, warmup=0.1, clip_grad=1.0)
-RATES = (5e-4, 1e-3, 2e-3)
-SEARCH_SEED = 100
-SEEDS = (0, 1, 2, 3, 4)
-BACKBONE = dict(img_size=64, num_classes=10, embed_dim=96, depth=4, num_heads=4, mlp_ratio=2.0)
-# dropout in the performer alone would be one more difference between the arms
-T2T = BACKBONE | dict(token_dim=32, performer_drop_rate=0.0)
-DEEP, WIDE = dict(embed_dim=64, num_heads=2), dict(embed_dim=132, num_heads=4, depth=2)
-SLIM = dict(embed_dim=80)  # about the parameters of a ghost model, without ghosts
-
-MODELS = {"t2t": T2TViT, "t2t ghost": GhostT2TViT, "vit": ViT, "vit se": SEViT, "vit ghost": GhostViT}
-
-# an arm is a table of plain values: "kind" picks the model, ARM_OPTIONS are read here, the rest are its arguments
-ARM_OPTIONS = ("kind", "position", "features", "redraw", "distinct", "samples")
-VIT_ARM = dict(kind="vit", qkv_bias=False, **BACKBONE)
-PERFORMER = dict(kind="t2t", tokens_type="performer", **T2T)
-TOKENISERS = {
-    "hard split": VIT_ARM,
-    "three convolutions": dict(kind="t2t", tokens_type="convolution", **T2T),
-    "T2T, performer": PERFORMER,
-    "T2T, transformer": dict(kind="t2t", tokens_type="transformer", **T2T),
-}
-
-EXPERIMENTS: dict[str, dict[str, dict]] = {
-    "tokenisers": TOKENISERS,
-    # over three times the budget: what is left of the first order once every arm has got going
-    # and whether it was the tokens or the table, since T2T comes with a sinusoid and ViT with a learned table
-    "tokenisers_long": {
-        **{label: arm | dict(samples=40_000) for label, arm in TOKENISERS.items()},
-        "hard split, sinusoid": VIT_ARM | dict(position="sinusoid", samples=40_000),
-    },
-    "deep_narrow": {
-        "T2T, deep": PERFORMER | DEEP | dict(depth=9),
-        "T2T, wide": PERFORMER | WIDE,
-        "hard split, deep": VIT_ARM | DEEP | dict(depth=10),
-        "hard split, wide": VIT_ARM | WIDE,
-    },
-    "positions": {
-        "T2T, sinusoid": PERFORMER,
-        "T2T, learned": PERFORMER | dict(position="learned"),
-        "T2T, none": PERFORMER | dict(position="none"),
-        "hard split, sinusoid": VIT_ARM | dict(position="sinusoid"),
-        "hard split, learned": VIT_ARM,
-        "hard split, none": VIT_ARM | dict(position="none"),
-    },
-    "performer": {
-        "epsilon 1e-8": PERFORMER,
-        "epsilon 0": PERFORMER | dict(performer_epsilon=0.0),
-        "m = 8": PERFORMER | dict(features=8),
-        "m = 32": PERFORMER | dict(features=32),
-        "m = 64": PERFORMER | dict(features=64),
-        "redrawn": PERFORMER | dict(redraw=True),
-    },
-    "sample_efficiency": {
-        **{f"T2T, {n} images": PERFORMER | dict(distinct=n) for n in (1000, 2000, 4000)},
-        "T2T, endless": PERFORMER,
-        **{f"hard split, {n} images": VIT_ARM | dict(distinct=n) for n in (1000, 2000, 4000)},
-        "hard split, endless": VIT_ARM,
-    },
-    "cnn_designs": {
-        "hard split, plain": VIT_ARM,
-        "hard split, SE": VIT_ARM | dict(kind="vit se"),
-        "hard split, 12 heads": VIT_ARM | dict(num_heads=12),
-        "hard split, ghost": VIT_ARM | dict(kind="vit ghost"),
-        "hard split, slim": VIT_ARM | SLIM,
-        "T2T, plain": PERFORMER,
-        "T2T, ghost": PERFORMER | dict(kind="t2t ghost"),
-        "T2T, slim": PERFORMER | SLIM,
-    },
-}
-
-
-# models
-
-
-def build_model(arm: dict) -> nn.Module:
-    """The model of an arm, with fresh weights from torch's global generator."""
-    arguments = {name: value for name, value in arm.items() if name not in ARM_OPTIONS}
-    model = MODELS[arm["kind"]](**arguments)
-    set_position(model, arm.get("position"))
-    if "features" in arm:
-        for layer in performers(model):
-            layer.w = nn.Parameter(random_directions(arm["features"], layer.w.shape[1]), requires_grad=False)
-    return model
-
-
-def set_position(model: nn.Module, kind: str | None) -> None:
-    """Give a model a fixed sinusoid, a learned table or none; None leaves the one it has."""
-    if kind is None:
-        return
-    check_known("position", kind, ("sinusoid", "learned", "none"))
-    _, n, dim = model.pos_embed.shape
-    if kind == "sinusoid":
-        from t2t_ref.models.position import sinusoid_table
-
-        table = sinusoid_table(n, dim)
-    else:
-        table = torch.zeros(1, n, dim)
-    if kind == "learned":
-        nn.init.trunc_normal_(table, std=0.02)  # as ViT starts
-    model.pos_embed = nn.Parameter(table, requires_grad=kind == "learned")
-
-
-def performers(model: nn.Module) -> list[TokenPerformer]:
-    """The T2T layers with random features, from the first to the last."""
-    return [module for module in model.modules() if isinstance(module, TokenPerformer)]
-
-
-def random_directions(m: int, dim: int) -> Float[Tensor, "m d"]:
-    """m rows of norm sqrt(m), as the authors draw them: orthogonal, in blocks of at most ``dim`` rows.
-
-    Shapes:  return  m d     d = dim
-    """
-    blocks = [nn.init.orthogonal_(torch.empty(min(dim, m - start), dim)) for start in range(0, m, dim)]
-    return torch.cat(blocks) * math.sqrt(m)
-
-
-def redraw_directions(model: nn.Module) -> None:
-    """Fresh random directions for every performer, in place."""
-    with torch.no_grad():
-        for layer in performers(model):
-            layer.w.copy_(random_directions(*layer.w.shape))
-
+CHUNK = 250  # images that are drawn together
+WATCHED = 500  # validation digits that are looked at after each epoch
 
 # data
 
 
-@lru_cache(maxsize=1)  # the arms of one seed follow each other and share it
-def stream(seed: int, samples: int) -> tuple[UInt8[Tensor, "n c h w"], Int[Tensor, "n"]]:
-    """The training images of a seed, in bytes so that a whole run fits into memory, and their labels.
+class Stream(Dataset):
+    """Images in memory, epoch after epoch a new part; with ``distinct``, only the first, again and again in new order.
 
-    Shapes:  return  (n c h w, n)    n = samples
+    Shapes:
+        images: ``n c h w``, bytes
+        labels: ``n``
+
+    Units:
+        length is samples in an epoch
     """
-    return in_bytes(ScatteredDigits("train", seed=seed, **DATA), samples)
+
+    def __init__(self, images: UInt8[Tensor, "n c h w"], labels: Int[Tensor, "n"], order: list[int], length: int):
+        self.images, self.labels, self.order, self.length, self.epoch = images, labels, order, length, 0
+
+    def __len__(self) -> int:
+        return self.length
+
+    def set_epoch(self, epoch: int) -> None:
+        """Show the samples of another epoch from now on."""
+        self.epoch = epoch
+
+    def __getitem__(self, index: int) -> tuple[UInt8[Tensor, "c h w"], int]:
+        (item,) = self.__getitems__([index])
+        return item
+
+    def __getitems__(self, indices: list[int]) -> list[tuple[UInt8[Tensor, "c h w"], int]]:
+        """Several samples at once, as torch's DataLoader asks for them."""
+        numbers = [self.order[self.epoch * self.length + index] for index in indices]
+        return list(zip(self.images[numbers], self.labels[numbers].tolist(), strict=True))
 
 
-@lru_cache(maxsize=2)
-def held_out(split: str, samples: int = 2000) -> tuple[UInt8[Tensor, "n c h w"], Int[Tensor, "n"]]:
+@lru_cache(maxsize=220)  # 55,000 images: the arms of one seed follow each other and share them
+def chunk(split: str, seed: int, number: int, size: int, options: tuple) -> tuple[Tensor, Tensor]:
+    """Some scattered digits, in bytes so that a whole run fits into memory, and their labels.
+
+    Shapes:
+        return: ``(b c h w, b)``, b = CHUNK
+    """
+    digits = ScatteredDigits(split, seed=seed, size=size, **dict(options))
+    images, labels = digits.draw(range(number * CHUNK, (number + 1) * CHUNK))
+    return (images * 255).round().byte(), labels
+
+
+def first_digits(
+    split: str, seed: int, samples: int, recipe: Recipe = SHORT
+) -> tuple[UInt8[Tensor, "n c h w"], Int[Tensor, "n"]]:
+    """The first scattered digits of a seed, in bytes, and their labels.
+
+    Shapes:
+        return: ``(n c h w, n)``, n = samples
+    """
+    numbers = range(math.ceil(samples / CHUNK))
+    parts = [chunk(split, seed, number, recipe.img_size, recipe.data_options) for number in numbers]
+    images, labels = (torch.cat(part)[:samples] for part in zip(*parts, strict=True))
+    return images, labels
+
+
+def held_out(split: str, samples: int = TEST_SAMPLES, recipe: Recipe = SHORT) -> Dataset:
     """Validation or test images and their labels, the same for every arm and seed.
 
-    Shapes:  return  (n c h w, n)    n = samples, images in bytes
+    Units:
+        samples counts scattered digits; of the centred ones there is a fixed number
     """
-    return in_bytes(ScatteredDigits(split, seed=0, **DATA), samples)
+    if recipe.data == "digits":
+        return open_data(replace(recipe, test_split=split), training=False).test
+    return TensorDataset(*first_digits(split, 0, samples, recipe))
 
 
-def in_bytes(digits: ScatteredDigits, samples: int) -> tuple[UInt8[Tensor, "n c h w"], Int[Tensor, "n"]]:
-    """The first samples of a data set, stored in bytes.
-
-    Shapes:  return  (n c h w, n)    n = samples
-    """
-    parts = [digits.draw(range(start, min(start + 500, samples))) for start in range(0, samples, 500)]
-    images = torch.cat([(images * 255).round().byte() for images, _ in parts])
-    return images, torch.cat([labels for _, labels in parts])
-
-
-def normalise(images: UInt8[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-    """Bytes to numbers of about mean 0 and deviation 1.
-
-    Shapes:  images  b c h w
-             return  b c h w
-    """
-    return (images / 255 - 0.4) / 0.25
-
-
-def batches(seed: int, samples: int, batch_size: int, distinct: int | None) -> Iterator[tuple[Tensor, Tensor]]:
-    """The stream in batches; with ``distinct``, only its first images, again and again in a new order."""
-    images, labels = stream(seed, distinct or samples)
-    order = torch.arange(samples)
+def open_stream(recipe: Recipe, distinct: int | None = None, watched: int = WATCHED) -> Data:
+    """The data of a run: its stream of images, and validation digits to look at after each epoch."""
+    if recipe.data == "digits":
+        return open_data(recipe)
+    samples = recipe.epochs * recipe.epoch_samples
+    order = list(range(samples))
     if distinct is not None:
-        shuffle = torch.Generator().manual_seed(seed)
-        passes = math.ceil(samples / distinct)
-        order = torch.cat([torch.randperm(distinct, generator=shuffle) for _ in range(passes)])[:samples]
-    for index in order.split(batch_size):
-        yield normalise(images[index]), labels[index]
+        shuffle = torch.Generator().manual_seed(recipe.seed)
+        passes = [torch.randperm(distinct, generator=shuffle) for _ in range(math.ceil(samples / distinct))]
+        order = torch.cat(passes)[:samples].tolist()
+    images, labels = first_digits("train", recipe.seed, distinct or samples, recipe)
+    test = held_out(recipe.test_split, watched, recipe)
+    return Data(Stream(images, labels, order, recipe.epoch_samples), test, 10, tuple("0123456789"))
+
+
+def normalise(
+    images: UInt8[Tensor, "b c h w"] | Float[Tensor, "b c h w"], recipe: Recipe = SHORT
+) -> Float[Tensor, "b c h w"]:
+    """Images as a model of this recipe takes them: of about mean 0 and deviation 1.
+
+    Shapes:
+        images: ``b c h w``, bytes, or floats from 0 to 1
+        return: ``b c h w``
+    """
+    pixels = images if images.is_floating_point() else images / 255
+    return (pixels - recipe.mean[0]) / recipe.std[0]  # the same for all channels
+
+
+def images_seen(recipe: Recipe) -> int:
+    """Images that a run trains on, incomplete batches left out."""
+    epoch = recipe.epoch_samples or SPLITS["train"][1]
+    return recipe.epochs * (epoch // recipe.batch_size) * recipe.batch_size
 
 
 # one run
 
 
-def train(arm: dict, rate: float, seed: int, samples: int, watch: Callable | None = None) -> nn.Module:
-    """Train one arm: AdamW, linear warm-up, cosine to zero, gradients clipped. ``watch(model, step, loss)`` looks."""
-    torch.manual_seed(seed)
-    model = build_model(arm)
-    trained = [p for p in model.parameters() if p.requires_grad]
-    decay = [p for name, p in model.named_parameters() if p.requires_grad and decays(model, name, p)]
-    plain = [p for name, p in model.named_parameters() if p.requires_grad and not decays(model, name, p)]
-    groups = [dict(params=decay, weight_decay=TRAINING["weight_decay"]), dict(params=plain, weight_decay=0.0)]
-    optimizer = torch.optim.AdamW(groups, lr=rate)
-    batch_size = TRAINING["batch_size"]
-    steps = math.ceil(samples / batch_size)
-    warmup = TRAINING["warmup"] * steps
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: min(1, (step + 1) / warmup) * (1 + math.cos(math.pi * step / steps)) / 2
-    )
-    for step, (images, labels) in enumerate(batches(seed, samples, batch_size, arm.get("distinct")), start=1):
-        if arm.get("redraw"):
-            redraw_directions(model)
-        loss = F.cross_entropy(model(images), labels)
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(trained, TRAINING["clip_grad"])
-        optimizer.step()
-        schedule.step()
+def train_arm(
+    values: dict,
+    recipe: Recipe,
+    model: nn.Module | None = None,
+    watch: Callable[[nn.Module, int], object] | None = None,
+    watched: int = WATCHED,
+) -> "train.Result":
+    """Train one arm by its recipe, on the processor. ``watch(model, update)`` looks after each update.
+
+    Units:
+        model is what is trained, in place; None builds it from the recipe's seed. watched is the number of validation
+        digits that are looked at after each epoch; the recipe's evaluate_every=0 looks at none
+    """
+    updates = images_seen(recipe) // recipe.batch_size
+
+    def after_update(model: nn.Module, update: int) -> None:
         if watch:
-            watch(model, step, loss)
-    return model
+            watch(model, update)
+        if values.get("redraw") and update < updates:
+            redraw_directions(model)
+
+    data = open_stream(recipe, values.get("distinct"), watched)
+    model = seeded_model(values, recipe) if model is None else model
+    return train.fit(recipe, data=data, model=model, cpu=True, after_update=after_update)
 
 
-def decays(model: nn.Module, name: str, parameter: Tensor) -> bool:
-    """Whether weight decay pulls on a parameter: not on vectors, the class token and the position table."""
-    return parameter.ndim > 1 and name not in model.no_weight_decay()
+def seeded_model(values: dict, recipe: Recipe) -> nn.Module:
+    """The model of an arm with the first weights of the recipe's seed."""
+    with generators_kept():
+        torch.manual_seed(recipe.seed)
+        return build_model(values, img_size=recipe.img_size)
 
 
-def score(model: nn.Module, split: str, samples: int | None = None) -> tuple[float, float]:
-    """Accuracy in percent, and the mean loss, on held-out digits; on the first ``samples`` of them for a quick look."""
-    images, labels = (whole[:samples] for whole in held_out(split))
-    with eval_without_gradients(model):
-        logits = torch.cat([model(normalise(part)) for part in images.split(500)])
-    accuracy = 100 * (logits.argmax(dim=-1) == labels).double().mean()
-    return round(accuracy.item(), 2), round(F.cross_entropy(logits, labels).item(), 4)
+def score(model: nn.Module, recipe: Recipe, split: str, samples: int = TEST_SAMPLES) -> tuple[float, float]:
+    """Accuracy in percent, and the mean loss, on held-out digits of a split."""
+    digits = held_out(split, samples, recipe)
+    with generators_kept():  # a DataLoader draws a seed
+        found = evaluate(model, digits, lambda images: normalise(images, recipe), 10, batch_size=250)
+    return round(100 * found.top1, 2), round(found.loss, 4)
 
 
-def run(arm: dict, rate: float, seed: int, samples: int, split: str) -> dict:
-    """Train one model and describe the run: accuracy, losses, processor seconds."""
+def run(
+    experiment: Experiment, label: str, rate: float, seed: int, split: str = "test", folder: Path | None = None
+) -> dict:
+    """Train one model and describe the run: accuracy, losses, processor seconds, and what the experiment looks at.
+
+    Units:
+        accuracy in percent; ``losses`` are pairs (updates, mean training loss since the pair before), ``curve`` are
+        triples (images, mean training loss of an epoch, validation accuracy after it)
+    """
     start = time.process_time()
-    losses, curve = [], []
-    every = max(1, math.ceil(samples / TRAINING["batch_size"]) // 8)
+    values = experiment.arms[label]
+    recipe = recipe_of(values, rate, seed, experiment.recipe)
+    model, seen = seeded_model(values, recipe), []
 
-    def watch(model: nn.Module, step: int, loss: Tensor) -> None:
-        losses.append(loss.item())
-        if step % every == 0:
-            curve.append(
-                [step * TRAINING["batch_size"], round(sum(losses[-every:]) / every, 4), score(model, "val", 500)[0]]
-            )
+    def watch(model: nn.Module, update: int) -> None:
+        numbers = experiment.watch(model, update) if experiment.watch else None
+        if numbers:
+            seen.append(dict(update=update) | numbers)
 
-    model = train(arm, rate, seed, samples, watch)
-    accuracy, loss = score(model, split)
-    seconds = round(time.process_time() - start, 1)
-    return dict(
-        seed=seed, accuracy=accuracy, loss=loss, training_loss=curve[-1][1] if curve else None, curve=curve,
-        seconds=seconds,
+    is_final = split == "test"
+    found = dict(before=experiment.look(model.eval())) if experiment.look and is_final else {}
+    result = train_arm(values, recipe, model, watch, min(WATCHED, experiment.tested))
+    curve = []
+    for line in result.epochs:
+        losses = [step["loss"] for step in result.steps if line["epoch"] - 1 < step["epoch"] <= line["epoch"]]
+        images = line["update"] * recipe.batch_size
+        curve.append([images, round(fmean(losses), 4) if losses else None, round(100 * line["test_accuracy"], 2)])
+    accuracy, loss = score(result.model, recipe, split, experiment.tested)
+    numbers = dict(
+        seed=seed, accuracy=accuracy, loss=loss, training_loss=curve[-1][1], curve=curve,
+        losses=[[step["update"], round(step["loss"], 4)] for step in result.steps],
+        seconds=round(time.process_time() - start, 1),
     )  # fmt: skip
+    if seen:
+        numbers["watched"] = seen
+    if experiment.look and is_final:
+        found["after"] = experiment.look(result.model)
+    if experiment.keep and is_final and folder and seed == seeds_of(experiment, values)[0]:
+        experiment.keep(label, result.model, recipe, numbers, folder)
+    return numbers | found
 
 
 # an experiment
 
 
-def describe() -> dict:
-    """Where the numbers come from."""
-    return dict(
-        versions=dict(python=platform.python_version(), torch=torch.__version__),
+def seeds_of(experiment: Experiment, values: dict) -> tuple[int, ...]:
+    """The seeds that train an arm: its own, or those of the experiment."""
+    return tuple(values.get("seeds", experiment.seeds))
+
+
+def describe(name: str, experiment: Experiment) -> dict:
+    """Where the numbers come from: what was done, with what. Plain values, as in the file."""
+    recipe = {key: value for key, value in asdict(experiment.recipe).items() if key not in ("model", "model_options")}
+    training = dict(
+        samples=images_seen(experiment.recipe), batch_size=recipe["batch_size"], rates=experiment.rates,
+        search_seeds=experiment.search_seeds, tested=experiment.tested,
+    )  # fmt: skip
+    found = dict(
+        experiment=name,
+        command=f"python -m t2t_ref.experiments {name}",
+        versions=dict(python=platform.python_version(), torch=str(torch.__version__), t2t_ref=t2t_ref.__version__),
         device=f"{platform.machine()} processor, 1 thread",
-        data=dict(name="scattered digits") | {k: list(v) if isinstance(v, tuple) else v for k, v in DATA.items()},
-        training=dict(TRAINING, rates=list(RATES), search_seed=SEARCH_SEED),
+        data=dict(name=recipe["data"].replace("-", " "), size=recipe["img_size"], **dict(recipe["data_options"])),
+        training=training,
+        recipe={key: value for key, value in recipe.items() if key not in ("lr", "seed")},
+        **experiment.about,
     )
+    return json.loads(json.dumps(found))
+
+
+TERMS = ("data", "training", "recipe")  # what two files, or a file and its continuation, must agree in
 
 
 def run_experiment(
-    name: str, folder: Path, seeds: tuple[int, ...] = SEEDS, say: Callable = print, jobs: int = 1
+    name: str,
+    experiment: Experiment,
+    folder: Path,
+    seeds: tuple[int, ...] | None = None,
+    say: Callable[[str], object] = print,
+    jobs: int = 1,
 ) -> dict:
     """Run what is missing of an experiment and keep ``folder/name.json`` up to date after each run.
 
-    An arm that another file in the folder has already (the same values, data and training) is taken over from there.
+    An arm that another file in the folder has already (the same values, on the same terms) is taken over from there.
 
-    Raises:  ValueError for an unknown experiment, or a file made with other settings
+    Units:
+        seeds instead of those of the experiment; jobs are runs at a time, each in a process with one thread
+
+    Raises:
+        ValueError: for a file made on other terms
     """
-    check_known("experiment", name, list(EXPERIMENTS))
     torch.set_num_threads(1)
-    path = folder / f"{name}.json"
-    result = json.loads(path.read_text()) if path.exists() else None
-    fresh = dict(experiment=name, command=f"python -m t2t_ref.experiments {name}", **describe(), arms={})
-    if result is None:
-        result = fresh
-    elif any(result[key] != fresh[key] for key in ("data", "training")):
-        raise ValueError(f"{path} was made with other data or training; move it away to start afresh")
+    if seeds:
+        experiment = replace(experiment, seeds=tuple(seeds))
+    path, fresh = folder / f"{name}.json", describe(name, experiment)
+    result = json.loads(path.read_text(encoding="utf-8")) if path.exists() else fresh | {"arms": {}}
+    differing = [key for key in TERMS if result.get(key) != fresh[key]]
+    differing += [label for label, arm in result["arms"].items() if arm["values"] != experiment.arms.get(label)]
+    if differing:
+        raise ValueError(f"{path} was made with another {differing[0]}; move it away to start afresh")
 
-    for label, values in EXPERIMENTS[name].items():
+    for label, values in experiment.arms.items():
         if label not in result["arms"]:
-            result["arms"][label] = found_elsewhere(folder, values, fresh) or new_arm(values)
+            elsewhere = None if experiment.look or experiment.keep else found_elsewhere(folder, values, fresh)
+            result["arms"][label] = elsewhere or new_arm(values, experiment.recipe)
+    arms = result["arms"] = {label: result["arms"][label] for label in experiment.arms}
     write(path, result)
-    searches = [
-        (arm, rate, SEARCH_SEED, "val")
-        for arm in result["arms"].values()
-        for rate in RATES
-        if str(rate) not in arm["search"]
-    ]
-    labels = {id(arm): label for label, arm in result["arms"].items()}
-    for (arm, rate, *_), found in run_all(searches, jobs):
-        arm["search"][str(rate)] = dict(accuracy=found["accuracy"], seconds=found["seconds"])
-        write(path, result)
-        say(f"{name}: {labels[id(arm)]}: rate {rate}: {found['accuracy']} % of validation")
-    for arm in result["arms"].values():
-        arm["rate"] = max(RATES, key=lambda rate: arm["search"][str(rate)]["accuracy"])
+
+    if len(experiment.rates) > 1:
+        searches = [
+            (label, rate, seed, "val")
+            for label, arm in arms.items()
+            for rate in experiment.rates
+            for seed in experiment.search_seeds
+            if seed not in seeds_in(arm["search"].get(str(rate), {}).get("runs", []))
+        ]
+        for (label, rate, seed, _), found in run_all(experiment, searches, folder, jobs):
+            brief = {key: found[key] for key in ("seed", "accuracy", "loss", "seconds")}
+            add_to_search(arms[label]["search"].setdefault(str(rate), dict(runs=[])), brief)
+            write(path, result)
+            say(f"{name}: {label}: rate {rate}, seed {seed}: {found['accuracy']} % of validation")
+    for arm in arms.values():
+        arm["rate"] = best_rate(arm["search"], experiment.rates)
+
     finals = [
-        (arm, arm["rate"], seed, "test")
-        for seed in seeds
-        for arm in result["arms"].values()
-        if seed not in [done["seed"] for done in arm["runs"]]
+        (label, arms[label]["rate"], seed, "test")
+        for seed, label in in_turn(experiment)
+        if seed not in seeds_in(arms[label]["runs"])
     ]
-    for (arm, _, seed, _), found in run_all(finals, jobs):
-        arm["runs"] = sorted([*arm["runs"], found], key=lambda done: done["seed"])
+    for (label, _, seed, _), found in run_all(experiment, finals, folder, jobs):
+        arms[label]["runs"] = sorted([*arms[label]["runs"], found], key=lambda done: done["seed"])
         write(path, result)
-        say(f"{name}: {labels[id(arm)]}: seed {seed}: {found['accuracy']} % of test")
+        say(f"{name}: {label}: seed {seed}: {found['accuracy']} % of test")
+    write(path, result)
     return result
 
 
-def run_all(runs: list[tuple[dict, float, int, str]], jobs: int) -> Iterator[tuple[tuple, dict]]:
-    """Each run (arm, rate, seed, split) with what came of it, as they end; ``jobs`` at a time, one thread each."""
-    tasks = [
-        (arm["values"], rate, seed, arm["values"].get("samples", TRAINING["samples"]), split)
-        for arm, rate, seed, split in runs
-    ]
+def seeds_in(runs: list[dict]) -> list[int]:
+    """The seeds of runs that are done."""
+    return [done["seed"] for done in runs]
+
+
+def add_to_search(entry: dict, found: dict) -> None:
+    """One more search seed at a rate: the runs, and their means."""
+    runs = sorted([*entry["runs"], found], key=lambda done: done["seed"])
+    means = {key: round(fmean(done[key] for done in runs), 4) for key in ("accuracy", "loss")}
+    entry |= means | dict(seconds=round(sum(done["seconds"] for done in runs), 1), runs=runs)
+
+
+def best_rate(search: dict[str, dict], rates: tuple[float, ...]) -> float:
+    """The rate with the best accuracy on validation digits; 200 of them leave ties, which the smaller loss decides."""
+    if len(rates) == 1:
+        return rates[0]
+    return min(rates, key=lambda rate: (-search[str(rate)]["accuracy"], search[str(rate)].get("loss", 0.0)))
+
+
+def in_turn(experiment: Experiment) -> list[tuple[int, str]]:
+    """(seed, label) of all runs, seed after seed, so that the arms share the images of a seed."""
+    seeds = {label: seeds_of(experiment, values) for label, values in experiment.arms.items()}
+    longest = max(map(len, seeds.values()))
+    return [(own[n], label) for n in range(longest) for label, own in seeds.items() if n < len(own)]
+
+
+def run_all(
+    experiment: Experiment, runs: list[tuple[str, float, int, str]], folder: Path, jobs: int
+) -> Iterator[tuple[tuple, dict]]:
+    """Each run (label, rate, seed, split) with what came of it, as they end; ``jobs`` at a time, one thread each."""
     if jobs == 1:
-        for which, task in zip(runs, tasks, strict=True):
-            yield which, run(*task)
+        for which in runs:
+            yield which, run(experiment, *which, folder)
         return
     # spawned, not forked: a fork of a process in which torch has computed can hang
-    with ProcessPoolExecutor(jobs, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
-        futures = {pool.submit(run, *task): which for which, task in zip(runs, tasks, strict=True)}
+    pool = ProcessPoolExecutor(jobs, get_context("spawn"), begin_process)
+    try:
+        futures = {pool.submit(run, experiment, *which, folder): which for which in runs}
         for future in as_completed(futures):
             yield futures[future], future.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
-def new_arm(values: dict) -> dict:
+def begin_process() -> None:
+    """One thread; and a process whose parent was killed ends, where it would wait for work for ever."""
+    torch.set_num_threads(1)
+    threading.Thread(target=lambda: (parent_process().join(), os._exit(1)), daemon=True).start()
+
+
+def new_arm(values: dict, recipe: Recipe) -> dict:
     """An arm before its first run, with its size."""
-    model = build_model(values)
-    macs = count_macs(model, torch.zeros(1, 3, DATA["size"], DATA["size"]))
+    with generators_kept():
+        model = build_model(values, img_size=recipe.img_size)
+    macs = count_macs(model, torch.zeros(1, 3, recipe.img_size, recipe.img_size))
     parameters = count_parameters(model, trainable_only=True)
     return dict(values=values, parameters=parameters, macs=macs, search={}, rate=None, runs=[])
 
 
 def found_elsewhere(folder: Path, values: dict, fresh: dict) -> dict | None:
-    """The same arm in another experiment's file, if it was trained in the same way."""
+    """The same arm in another experiment's file, if it was trained on the same terms."""
     for path in sorted(folder.glob("*.json")):
-        other = json.loads(path.read_text())
-        if all(other.get(key) == fresh[key] for key in ("data", "training")):
+        other = json.loads(path.read_text(encoding="utf-8"))
+        if all(other.get(key) == fresh[key] for key in TERMS):
             for arm in other["arms"].values():
                 if arm["values"] == values and arm["runs"]:
                     return arm
     return None
 
 
-def write(path: Path, result: dict) -> None:
+def write(path: Path, content: dict) -> None:
     """Replace the file in one step, so that an interruption leaves the old one whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_suffix(".json.part")
-    draft.write_text(json.dumps(result, indent=1) + "\n")
+    draft.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     os.replace(draft, path)
-
-
-# reading results
-
-
-def accuracies(arm: dict) -> dict[int, float]:
-    """Accuracy in percent of each seed of an arm."""
-    return {run["seed"]: run["accuracy"] for run in arm["runs"]}
-
-
-def mean_interval(values: Sequence[float]) -> tuple[float, float]:
-    """The mean of a few values, and half the width of its 95 % interval.
-
-    Units:   both in those of ``values``
-    Raises:  ValueError for fewer than two values, which have no spread
-    Source:  Student, "The probable error of a mean", Biometrika 6, 1908
-    """
-    from scipy.special import stdtrit
-
-    n = len(values)
-    if n < 2:
-        raise ValueError(f"found {n} value(s), expected at least 2: a single run has no spread")
-    mean = sum(values) / n
-    deviation = math.sqrt(sum((value - mean) ** 2 for value in values) / (n - 1))
-    return mean, float(stdtrit(n - 1, 0.975)) * deviation / math.sqrt(n)
-
-
-def paired_interval(arm: dict, base: dict) -> tuple[float, float]:
-    """By how many points an arm is ahead of another, seed by seed: mean, and half the width of its 95 % interval.
-
-    Units:   points of accuracy
-    Raises:  ValueError if the two were not run with the same seeds, or with fewer than two
-    """
-    ours, theirs = accuracies(arm), accuracies(base)
-    if ours.keys() != theirs.keys():
-        raise ValueError(f"seeds {sorted(ours)} and {sorted(theirs)} do not pair up")
-    return mean_interval([ours[seed] - theirs[seed] for seed in ours])
-
-
-def summary(result: dict) -> list[dict]:
-    """A row for each arm of an experiment: size, chosen rate, accuracy with its interval, seconds of all its runs."""
-    rows = []
-    for label, arm in result["arms"].items():
-        mean, half = mean_interval(list(accuracies(arm).values()))
-        seconds = sum(run["seconds"] for run in [*arm["search"].values(), *arm["runs"]])
-        sizes = dict(parameters=arm["parameters"], macs=arm["macs"], rate=arm["rate"])
-        rows.append(dict(label=label, **sizes, mean=mean, half=half, seconds=seconds))
-    return rows
-
-
-def main(arguments: list[str]) -> int:
-    """Run the command line. Returns the exit status: 2 for an unknown experiment."""
-    parser = argparse.ArgumentParser(prog="python -m t2t_ref.experiments", description=__doc__.split("\n")[0])
-    parser.add_argument("names", nargs="*", help=f"of {', '.join(EXPERIMENTS)}; none lists them")
-    parser.add_argument("--output", type=Path, default=Path("results"), help="folder of the results files")
-    parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, each with one thread")
-    options = parser.parse_args(arguments)
-    if not options.names:
-        for name, arms in EXPERIMENTS.items():
-            print(f"{name}: {'; '.join(arms)}")
-    try:
-        for name in options.names:
-            run_experiment(name, options.output, tuple(options.seeds), jobs=options.jobs)
-    except ValueError as error:
-        print(error, file=sys.stderr)
-        return 2
-    return 0

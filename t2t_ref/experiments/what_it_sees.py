@@ -1,18 +1,13 @@
 """The three small models of chapter 15, and what their features look like in numbers.
 
-    python -m t2t_ref.what_it_sees        writes results/what_it_sees.json and results/weights/
+    python -m t2t_ref.experiments what_it_sees        writes results/what_it_sees.json and results/weights/
 
-Each model is trained from scratch by ``t2t_ref.train`` on scattered digits, once for each seed, on one thread. The
-weights of the first seed go to results/weights/, with recipe and accuracy beside them. Of every seed the statistics are
-kept, before and after training. The trained models of all seeds stay in runs/what_it_sees/: what is there already is
-not trained again.
+Each model is trained from scratch on scattered digits, once for each seed. Of every seed the statistics are kept,
+before and after training. The weights of the first seed go to results/weights/, with recipe and accuracy beside them.
 """
 
-import argparse
 import json
 import os
-import platform
-import time
 from copy import deepcopy
 from dataclasses import asdict
 from pathlib import Path
@@ -23,7 +18,9 @@ from torch import Tensor, nn
 
 from t2t_ref.create import create_model
 from t2t_ref.data.digits import ScatteredDigits
+from t2t_ref.experiments.arms import DATA, MEAN, PERFORMER, STD, VIT_ARM, Experiment, build_model, scattered
 from t2t_ref.experiments.resnet import ResNet
+from t2t_ref.inspection import eval_without_gradients, tap, token_attention_maps, token_maps
 from t2t_ref.inspection.statistics import (
     channel_health,
     channel_similarity,
@@ -31,17 +28,18 @@ from t2t_ref.inspection.statistics import (
     layer_similarity,
     shift_response,
 )
-from t2t_ref.inspection.tables import count_parameters, eval_without_gradients, tap, token_attention_maps, token_maps
 from t2t_ref.models.t2t_vit import T2TViT
 from t2t_ref.models.vit import ViT
-from t2t_ref.weights.loading import load_checkpoint, load_model, save_checkpoint
+from t2t_ref.train import Recipe
+from t2t_ref.weights import load_checkpoint, load_model, save_checkpoint
 
-DIGITS = dict(digit_size=(40, 56), contrast=0.5)
-MEAN, STD = 0.4, 0.25  # of the pixels, roughly
-BACKBONE = dict(img_size=64, num_classes=10, embed_dim=96, depth=4, num_heads=3, mlp_ratio=2.0)
-SAMPLES = {"t2t": 48_000, "vit": 48_000, "resnet": 24_000}  # images of a training run
-SEEDS = (0, 1, 2)
+DIGITS = dict(digit_size=DATA["digit_size"], contrast=0.5)
 NAMES = {"t2t": "T2T-ViT", "vit": "ViT", "resnet": "ResNet"}
+ARMS = {  # of about equal size
+    "t2t": PERFORMER | dict(num_heads=3, samples=48_000),
+    "vit": VIT_ARM | dict(num_heads=3, samples=48_000),
+    "resnet": dict(kind="resnet", samples=24_000),
+}
 TESTED, QUICKLY_TESTED = 2000, 400  # images that the accuracy is measured on
 LOOKED_AT = 256  # images that the statistics are taken over
 SHIFTS = (0, 1, 2, 4, 6, 8, 12, 16)  # pixels
@@ -50,24 +48,8 @@ VIT_LARGE = "https://huggingface.co/timm/vit_large_patch16_384.augreg_in21k_ft_i
 
 
 def build(kind: str) -> nn.Module:
-    """One of the three models with fresh weights, of about equal size."""
-    if kind == "t2t":
-        return T2TViT(**BACKBONE, token_dim=32, performer_drop_rate=0.0)
-    if kind == "vit":
-        return ViT(**BACKBONE, qkv_bias=False)
-    return ResNet(num_classes=10)
-
-
-def recipe_for(kind: str, seed: int):
-    """How it is trained: the same for all three, but for the number of images."""
-    from t2t_ref.train import find_recipe
-
-    changes = dict(
-        model="(given)", model_options=(), data_options=tuple(DIGITS.items()), img_size=64, seed=seed, batch_size=32,
-        epoch_samples=6000, epochs=SAMPLES[kind] // 6000, lr=1e-3, min_lr=0.0, warmup_epochs=1, cooldown_epochs=0,
-        lr_per_update=True, clip_grad=1.0, mean=3 * (MEAN,), std=3 * (STD,), evaluate_every=0, save_every=0,
-    )  # fmt: skip
-    return find_recipe("scattered-digits", changes)
+    """One of the three models with fresh weights."""
+    return build_model(ARMS[kind])
 
 
 # looking
@@ -76,7 +58,8 @@ def recipe_for(kind: str, seed: int):
 def shown_digits(count: int, size: int = 64) -> tuple[Float[Tensor, "b c h w"], Int[Tensor, " b"]]:
     """Normalised test images, the same ones every time, and their labels.
 
-    Shapes:  return  (b c h w, b)    b = count, h = w = size
+    Shapes:
+        return: ``(b c h w, b)``, b = count, h = w = size
     """
     images, labels = ScatteredDigits("test", seed=0, size=size, **DIGITS).draw(range(count))
     return (images - MEAN) / STD, labels
@@ -96,13 +79,16 @@ def feature_maps(model: nn.Module, image: Float[Tensor, "b c h w"]) -> dict[str,
     T2TViT: after each T2T layer, the tokens that enter the backbone (with positions), after each block. ViT: the same
     without T2T layers. A residual network, ours or torchvision's: after the stem, after each block.
 
-    Shapes:  image   b c h w
-             return  by name: b channels rows columns
-    Raises:  ValueError for another kind of model
+    Shapes:
+        image: ``b c h w``
+        return: by name: b channels rows columns
+
+    Raises:
+        ValueError: for another kind of model
     """
     h, w = image.shape[-2:]
     if isinstance(model, T2TViT | ViT):
-        grids = {"into blocks.0": model.token_grid((h, w))}
+        grids = {"into blocks.0": model.grid_of((h, w))}
         grids |= {f"blocks.{i}": grids["into blocks.0"] for i in range(len(model.blocks))}
         if isinstance(model, T2TViT):
             module, grid, early = model.tokens_to_token, (h, w), {}
@@ -138,8 +124,9 @@ def short_name(name: str) -> str:
 def last_maps(model: nn.Module, image: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d rows columns"]:
     """The maps at stride 16 that come before the backbone, or for a residual network the last ones.
 
-    Shapes:  image   b c h w
-             return  b d rows columns
+    Shapes:
+        image: ``b c h w``
+        return: ``b d rows columns``
     """
     maps = feature_maps(model, image)
     return maps["tokens"] if "tokens" in maps else list(maps.values())[-1]
@@ -170,7 +157,8 @@ def statistics(model: nn.Module) -> dict:
 def silent_shares(model: T2TViT, image: Float[Tensor, "b c h w"]) -> list[float]:
     """For each performer: the share of tokens that get less than half of their attention, the rest going to epsilon.
 
-    Shapes:  image   b c h w
+    Shapes:
+        image: ``b c h w``
     """
     shares = [weights.sum(dim=-1) for weights in token_attention_maps(model, image)]
     return [(share < 0.5).double().mean().item() for share in shares]
@@ -225,9 +213,12 @@ def released_models(
 ) -> dict[str, nn.Module]:
     """The models of the paper's Fig. 2, in eval mode: T2T-ViT-24, ViT-L/16, ResNet-50. For any image size.
 
-    Units:   t2t is the authors' file, True downloads it (256 MB); vit is a file with timm's names, a path or a URL (1.2
-             GB); resnet is a model, None takes torchvision's (100 MB). ``sizes`` are arguments of both transformers
-    Raises:  ImportError without torchvision if no resnet is given; what load_checkpoint raises
+    Units:
+        t2t is the authors' file, True downloads it (256 MB); vit is a file with timm's names, a path or a URL (1.2 GB);
+        resnet is a model, None takes torchvision's (100 MB). ``sizes`` are arguments of both transformers
+
+    Raises:
+        ImportError: without torchvision if no resnet is given; what load_checkpoint raises
     """
     if resnet is None:
         from torchvision.models import resnet50
@@ -244,65 +235,29 @@ def released_models(
     return {name: model.eval() for name, model in models.items()}
 
 
-# the command
+# the experiment
 
 
-def trained(kind: str, seed: int, folder: Path) -> tuple[nn.Module, float]:
-    """One model, trained, and the processor seconds that it took. Kept in ``folder``, and taken from there if it is."""
-    from t2t_ref.train import fit
-
-    weights, beside = (folder / f"{kind}-{seed}-{SAMPLES[kind]}{end}" for end in (".safetensors", ".json"))
-    if not beside.exists():
-        torch.manual_seed(seed)
-        start = time.process_time()
-        model = fit(recipe_for(kind, seed), model=build(kind), cpu=True).model.eval()
-        seconds = time.process_time() - start
-        save(model, weights)
-        write(beside, dict(seconds=round(seconds, 1)))
-    return load(weights), json.loads(beside.read_text())["seconds"]
+def keep(kind: str, model: nn.Module, recipe: Recipe, run: dict, folder: Path) -> None:
+    """Write the weights of a run, and beside them where they come from."""
+    weights = folder / "weights"
+    weights.mkdir(parents=True, exist_ok=True)
+    draft = weights / f"{kind}.safetensors.part"
+    save(model, draft)
+    beside = dict(command="python -m t2t_ref.experiments what_it_sees", seed=run["seed"], accuracy=run["accuracy"])
+    beside |= dict(tested=TESTED, quick_accuracy=accuracy(model, QUICKLY_TESTED), quickly_tested=QUICKLY_TESTED)
+    content = json.dumps(beside | dict(recipe=asdict(recipe)), indent=1) + "\n"
+    (weights / f"{kind}.json").write_text(content, encoding="utf-8")
+    os.replace(draft, weights / f"{kind}.safetensors")
 
 
-def main(arguments: list[str]) -> int:
-    """Run the command line. Returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m t2t_ref.what_it_sees", description=__doc__.split("\n")[0])
-    parser.add_argument("--output", type=Path, default=Path("results"), help="folder of the results files")
-    parser.add_argument("--runs", type=Path, default=Path("runs/what_it_sees"), help="folder of all trained models")
-    parser.add_argument("--models", nargs="+", choices=list(NAMES), default=list(NAMES))
-    parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
-    options = parser.parse_args(arguments)
-    torch.set_num_threads(1)
-    kept = options.output / "weights"
-    for folder in (kept, options.runs):
-        folder.mkdir(parents=True, exist_ok=True)
-    command = "python -m t2t_ref.what_it_sees"
-    result = dict(
-        command=command, versions=dict(python=platform.python_version(), torch=torch.__version__),
-        device=f"{platform.machine()} processor, 1 thread", digits=dict(size=64) | DIGITS, tested=TESTED,
-        looked_at=LOOKED_AT, shifts=list(SHIFTS), models={},
-    )  # fmt: skip
-    for kind in options.models:
-        about = dict(name=NAMES[kind], samples=SAMPLES[kind], parameters=count_parameters(build(kind)), runs=[])
-        result["models"][kind] = about
-        for seed in options.seeds:
-            torch.manual_seed(seed)
-            before = statistics(build(kind).eval())
-            model, seconds = trained(kind, seed, options.runs)
-            about["runs"].append(
-                dict(seed=seed, accuracy=accuracy(model), seconds=seconds, before=before, after=statistics(model))
-            )
-            print(f"{kind}, seed {seed}: {about['runs'][-1]['accuracy']} % of test, {seconds} s", flush=True)
-            if seed == options.seeds[0]:
-                save(model, kept / f"{kind}.safetensors")
-                recipe = {name: value for name, value in asdict(recipe_for(kind, seed)).items() if name != "model"}
-                beside = dict(command=command, seed=seed, accuracy=about["runs"][-1]["accuracy"], tested=TESTED)
-                beside |= dict(quick_accuracy=accuracy(model, QUICKLY_TESTED), quickly_tested=QUICKLY_TESTED)
-                write(kept / f"{kind}.json", beside | dict(recipe=recipe))
-    write(options.output / "what_it_sees.json", result)
-    return 0
-
-
-def write(path: Path, content: dict) -> None:
-    """Replace the file in one step, so that an interruption leaves the old one whole."""
-    draft = path.with_suffix(".json.part")
-    draft.write_text(json.dumps(content, indent=1) + "\n")
-    os.replace(draft, path)
+EXPERIMENT = Experiment(
+    ARMS,
+    scattered(DIGITS["contrast"], epochs=8, epoch_samples=6000, batch_size=30),
+    rates=(1e-3,),
+    seeds=(0, 1, 2),
+    tested=TESTED,
+    look=statistics,
+    keep=keep,
+    about=dict(looked_at=LOOKED_AT, shifts=list(SHIFTS)),
+)

@@ -18,10 +18,13 @@ FLAT, LOUD = 0.05, 10.0  # where channel_health draws its two lines
 def channel_spread(maps: Float[Tensor, "b c h w"], *, count_places: bool = True) -> Float[Tensor, " c"]:
     """How much each channel varies: its standard deviation over all images and places.
 
-    Shapes:  maps    b c h w
-             return  c
-    Units:   those of the maps. With ``count_places=False`` the mean over the images is taken away at each place first,
-             so that only differences between images count: the same map for every image then has spread 0.
+    Shapes:
+        maps: ``b c h w``
+        return: ``c``
+
+    Units:
+        those of the maps. With ``count_places=False`` the mean over the images is taken away at each place first, so
+        that only differences between images count: the same map for every image then has spread 0.
     """
     maps = maps.double()
     centre = reduce(maps, "b c h w -> 1 c 1 1" if count_places else "b c h w -> 1 c h w", "mean")
@@ -37,10 +40,15 @@ def channel_health(
     holds while up to 90 % are dead. Saturated: its root mean square is more than ``loud`` times that of a typical
     channel, the median of those that are not 0 throughout.
 
-    Shapes:  maps    b c h w    of one layer, for several images
-             return  (dead, saturated), shares between 0 and 1
-    Units:   ``count_places`` as in :func:`channel_spread`; where nothing varies, every channel is dead
-    Source:  the paper's Fig. 2 marks channels whose values are zero or too large; the definition is ours
+    Shapes:
+        maps: ``b c h w``, of one layer, for several images
+        return: (dead, saturated), shares between 0 and 1
+
+    Units:
+        ``count_places`` as in :func:`channel_spread`; where nothing varies, every channel is dead
+
+    Source:
+        the paper's Fig. 2 marks channels whose values are zero or too large; the definition is ours
     """
     spread = channel_spread(maps, count_places=count_places)
     dead = spread <= flat * spread.quantile(0.9)
@@ -52,8 +60,11 @@ def channel_health(
 def cosine_waves(length: int, **like) -> Float[Tensor, "k h"]:
     """The orthonormal cosine waves along a side of ``length`` cells.
 
-    Shapes:  return  k h     h = length; row k has k half waves
-    Units:   ``like`` are dtype and device
+    Shapes:
+        return: ``k h``, h = length; row k has k half waves
+
+    Units:
+        ``like`` are dtype and device
     """
     places = torch.arange(length, **like)
     waves = torch.cos(math.pi / length * einsum(places, places + 0.5, "k, h -> k h"))
@@ -67,10 +78,13 @@ def high_frequency_share(maps: Float[Tensor, "b c h w"], cutoff: float = 0.25) -
     The spectrum is that of the cosine transform, which mirrors a map at its edges. The Fourier transform would join
     the left edge to the right one and take the jump for fine detail. The mean of the map is left out.
 
-    Shapes:  maps    b c h w
-             return  b c     between 0 and 1; NaN for a map that is constant
-    Units:   cutoff is cycles per cell, between 0 and 1/2; a wave is fine if it has at least as many along rows or
-             along columns. Of white noise 3/4 is fine at the default, and a little more on small maps.
+    Shapes:
+        maps: ``b c h w``
+        return: ``b c``, between 0 and 1; NaN for a map that is constant
+
+    Units:
+        cutoff is cycles per cell, between 0 and 1/2; a wave is fine if it has at least as many along rows or along
+        columns. Of white noise 3/4 is fine at the default, and a little more on small maps.
     """
     maps = maps.double()
     h, w = maps.shape[-2:]
@@ -85,9 +99,12 @@ def high_frequency_share(maps: Float[Tensor, "b c h w"], cutoff: float = 0.25) -
 def channel_similarity(maps: Float[Tensor, "b c h w"]) -> float:
     """How alike the channels of a layer are: the mean of |correlation| over all pairs of channels.
 
-    Shapes:  maps    b c h w
-             return  0 (all different) to 1 (all alike, up to scale and sign)
-    Units:   correlation over all images and places; channels that do not vary are left out; NaN for fewer than two
+    Shapes:
+        maps: ``b c h w``
+        return: 0 (all different) to 1 (all alike, up to scale and sign)
+
+    Units:
+        correlation over all images and places; channels that do not vary are left out; NaN for fewer than two
     """
     channels = rearrange(maps.double(), "b c h w -> c (b h w)")
     channels = channels - reduce(channels, "c n -> c 1", "mean")
@@ -108,10 +125,15 @@ def layer_similarity(layers: Sequence[Float[Tensor, "b ..."]]) -> Float[Tensor, 
     such tables, after centring them. The unbiased form is used: with few images and many features the plain one finds
     any two layers alike.
 
-    Shapes:  layers  for each layer its features of the same b images, b first; the other axes may differ
-             return  l l     1 for the same arrangement up to rotation and scale, about 0 for unrelated ones
-    Raises:  ValueError for fewer than four images, which the unbiased form needs
-    Source:  Kornblith et al. 2019; the centring is Székely and Rizzo's (2014)
+    Shapes:
+        layers: for each layer its features of the same b images, b first; the other axes may differ
+        return: ``l l``, 1 for the same arrangement up to rotation and scale, about 0 for unrelated ones
+
+    Raises:
+        ValueError: for fewer than four images, which the unbiased form needs
+
+    Source:
+        Kornblith et al. 2019; the centring is Székely and Rizzo's (2014)
     """
     tables = []
     for features in layers:
@@ -133,12 +155,19 @@ def attention_distance(
 ) -> Float[Tensor, " g"]:
     """How far each head looks: the distance from patch to patch, weighted by attention.
 
-    Shapes:  weights  b g q k    q = k = h w patches, or 1 + h w with a class token, which is left out
-             grid     (h, w)
-             return   g
-    Units:   those of ``cell``, the distance between neighbours: 1 gives patches, 16 the pixels of ViT-B/16
-    Raises:  ValueError if the number of tokens does not fit the grid
-    Source:  Dosovitskiy et al. 2021, Fig. 7
+    Shapes:
+        weights: ``b g q k``, q = k = h w patches, or 1 + h w with a class token, which is left out
+        grid: ``(h, w)``
+        return: ``g``
+
+    Units:
+        those of ``cell``, the distance between neighbours: 1 gives patches, 16 the pixels of ViT-B/16
+
+    Raises:
+        ValueError: if the number of tokens does not fit the grid
+
+    Source:
+        Dosovitskiy et al. 2021, Fig. 7
     """
     h, w = grid
     if weights.shape[-1] not in (h * w, 1 + h * w):
@@ -161,11 +190,16 @@ def shift_response(
     A window of ``size`` columns is cut from the left edge of each image, and again so many pixels further right. The
     answer is the mean squared change of the features, relative to that between two unrelated images.
 
-    Shapes:  images    b c h w    w of at least size + the largest shift; at least two images
-             features  from b c h size to b and any other axes
-             return    s          0: nothing changes; 1: as different as another image
-    Units:   size and shifts are pixels
-    Raises:  ValueError if the images are too narrow
+    Shapes:
+        images: ``b c h w``, w of at least size + the largest shift; at least two images
+        features: from b c h size to b and any other axes
+        return: ``s``, 0: nothing changes; 1: as different as another image
+
+    Units:
+        size and shifts are pixels
+
+    Raises:
+        ValueError: if the images are too narrow
     """
     if images.shape[-1] < size + max(shifts):
         raise ValueError(

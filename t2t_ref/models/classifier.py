@@ -1,20 +1,40 @@
-"""What T2TViT and ViT share: a class token, blocks, a norm, a head, timm's methods (chapters 9 and 14)."""
+"""What every model shares, and the forward of those with a class token (chapters 9 and 14)."""
 
+import functools
 import inspect
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
 
-from einops import rearrange
+import torch
+from einops import rearrange, repeat
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from t2t_ref.arguments import pair
 from t2t_ref.models.position import resize_position_table
+
+
+def remember_arguments(init: Callable) -> Callable:
+    """Decorate an ``__init__``: what it was called with, defaults included, stays as ``self.arguments``.
+
+    Where a class and its parent are both decorated, the arguments are those of the class that was called.
+    """
+    signature = inspect.signature(init)
+
+    @functools.wraps(init)
+    def remembering(self, *args, **kwargs):
+        init(self, *args, **kwargs)  # first, so that a wrong argument is refused in its own words
+        bound = signature.bind(self, *args, **kwargs)
+        bound.apply_defaults()
+        self.arguments = dict(list(bound.arguments.items())[1:])
+
+    return remembering
 
 
 def init_weights(module: nn.Module) -> None:
     """Linear layers: truncated normal of standard deviation 0.02, bias 0. Layer norms start as the identity.
 
-    Source:  authors' code
+    Source:
+        authors' code
     """
     if isinstance(module, nn.Linear):
         nn.init.trunc_normal_(module.weight, std=0.02)
@@ -22,43 +42,141 @@ def init_weights(module: nn.Module) -> None:
             nn.init.zeros_(module.bias)
 
 
-class TokenClassifier(nn.Module):
-    """A model that turns an image into tokens, the class token first, and classifies by the class token.
+class Classifier(nn.Module):
+    """An image in, logits out: what the package asks of every model, and what it can then do with it.
 
-    A subclass makes ``cls_token``, ``pos_embed``, ``blocks``, ``norm`` and ``head``, sets the attributes below, and
-    defines ``forward_features`` (image to tokens after the last norm), ``embed`` (image to the tokens that enter the
-    first block) and ``token_grid`` ((h, w) to (rows, columns)).
+    A subclass decorates its ``__init__`` with :func:`remember_arguments` and defines ``forward_features``, ``grid_of``,
+    ``block_outputs`` and ``depth``. It states below what is otherwise with it than with a model of one class token, one
+    position table and one head, or overrides the method that says so (``pool``, ``position_tables``, ``resize_table``).
 
-    Shapes:  image   b c h w
-             return  b classes    logits; with num_classes=0 the class feature, b d
+    Shapes:
+        image: ``b c h w``
+        return: ``b classes``, logits; with num_classes=0 the class feature, b d
     """
 
-    img_size: tuple[int, int]
-    grid: tuple[int, int]  # of the tokens, at img_size
-    dynamic_img_size: bool
-    embed_dim: int
-    num_features: int  # width after the last block: embed_dim, but in a design that grows
-    num_classes: int
+    head_names: tuple[str, ...] = ("head",)  # attributes, and so the first part of their state-dict names
+    num_prefix_tokens: int = 1  # tokens that belong to no place of the image, in front of those that do
+    computed: tuple[str, ...] = ()  # last parts of names that others' files have and this model computes: not loaded
+    door_notes: dict[str, str] = {}  # for shape_table: what has happened to a tensor on its way into a child
     arguments: dict  # those it was built with, defaults included: save_checkpoint writes them down
+    num_features: int  # width of the tokens after the last block
+    depth: int  # how many blocks ``block_outputs`` goes through
 
-    def __new__(cls, *args, **kwargs):
-        model = super().__new__(cls)
-        with suppress(TypeError):  # a wrong argument: __init__ says so, in its own words
-            bound = inspect.signature(cls.__init__).bind(model, *args, **kwargs)
-            bound.apply_defaults()
-            model.arguments = {name: value for name, value in bound.arguments.items() if name != "self"}
-        return model
+    def __init__(self, img_size: int | tuple[int, int], num_classes: int, dynamic_img_size: bool = False):
+        super().__init__()
+        self.img_size = pair(img_size)
+        self.num_classes = num_classes
+        self.dynamic_img_size = dynamic_img_size
+
+    # ---- the way of an image
 
     def forward(self, image: Float[Tensor, "b c h w"]) -> Float[Tensor, "b classes"]:
         return self.forward_head(self.forward_features(image))
 
-    def forward_head(self, features: Float[Tensor, "b n d"]) -> Float[Tensor, "b classes"]:
-        """Tokens after the last norm to logits, by the class token alone.
+    def forward_features(self, image: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n d"]:
+        """Image to tokens after the last norm.
 
-        Shapes:  features  b n d
-                 return    b classes    the class feature, b d, if num_classes is 0
+        Shapes:
+            image: ``b c h w``
+            return: ``b n d``, n counts the prefix tokens, which come first
         """
-        return self.head(features[:, 0])
+        raise NotImplementedError
+
+    def pool(self, features: Float[Tensor, "b n d"]) -> Float[Tensor, "b d"]:
+        """The class feature, by which the head decides: here the first token.
+
+        Shapes:
+            features: ``b n d``
+            return: ``b d``
+        """
+        return features[:, 0]
+
+    def forward_head(self, features: Float[Tensor, "b n d"]) -> Float[Tensor, "b classes"]:
+        """Tokens after the last norm to logits.
+
+        Shapes:
+            features: ``b n d``
+            return: ``b classes``, the class feature, b d, if num_classes is 0
+        """
+        return self.head(self.pool(features))
+
+    def check_image(self, image: Float[Tensor, "b c h w"]) -> None:
+        """Refuse an image that this model cannot take, and say what it takes.
+
+        Raises:
+            ValueError: for another number of axes; for a size other than img_size, unless dynamic_img_size
+        """
+        if image.ndim != 4:
+            raise ValueError(f"expected an image of shape (b, c, h, w), found {tuple(image.shape)}")
+        h, w = image.shape[-2:]
+        if (h, w) != self.img_size and not self.dynamic_img_size:
+            expected = "x".join(map(str, self.img_size))
+            raise ValueError(
+                f"the image is {h}x{w} pixels, this model was built for img_size={expected}; "
+                "resize the image, or build the model with dynamic_img_size=True"
+            )
+
+    # ---- grids and tables of positions
+
+    def grid_of(self, size: tuple[int, int]) -> tuple[int, int]:
+        """(rows, columns) of the tokens that an image of (h, w) pixels ends as, prefix tokens not counted."""
+        raise NotImplementedError
+
+    def position_tables(self, size: tuple[int, int] | None = None) -> dict[str, tuple[int, int]]:
+        """The tables that depend on the size of the image: state-dict name and (rows, columns).
+
+        Rows of a table beyond rows * columns belong to prefix tokens. With ``size``, (h, w) in pixels, the grids are
+        those of a model built for such images, else those of this model.
+        """
+        return {}
+
+    def resize_table(self, name: str, table: Tensor, grid: tuple[int, int], new_grid: tuple[int, int]) -> Tensor:
+        """A stored table of positions, fitted to another grid as this model wants it.
+
+        Raises:
+            ValueError: if ``grid`` does not fit the table
+        """
+        return resize_position_table(table, grid, new_grid, num_prefix_tokens=self.num_prefix_tokens)
+
+    # ---- heads
+
+    def make_head(self) -> nn.Module:
+        """A layer from the class feature to logits, or the identity if num_classes is 0; where the last weights are."""
+        last = list(self.parameters())[-1]
+        if self.num_classes > 0:
+            return nn.Linear(self.num_features, self.num_classes, device=last.device, dtype=last.dtype)
+        return nn.Identity()
+
+    def get_classifier(self) -> nn.Module:
+        """The last layer: linear from d to classes, or the identity if num_classes is 0."""
+        return self.head
+
+    def reset_classifier(self, num_classes: int) -> None:
+        """Put a fresh head for ``num_classes`` classes in place of every old one; 0 takes the head away.
+
+        It comes on the device and in the dtype of the last layer, with weights as at the start of training.
+        """
+        self.num_classes = num_classes
+        for name in self.head_names:
+            head = self.make_head()
+            head.apply(init_weights)
+            setattr(self, name, head)
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of the parameters that weight decay should leave alone, beside biases and norms."""
+        return set()
+
+    # ---- looking inside
+
+    def finish(self, tokens: Float[Tensor, "b n d"]) -> Float[Tensor, "b m d"]:
+        """What turns the tokens of the last block into features: here the last norm."""
+        return self.norm(tokens)
+
+    def block_outputs(
+        self, image: Float[Tensor, "b c h w"]
+    ) -> Iterator[tuple[Float[Tensor, "b n d"], tuple[int, int]]]:
+        """The tokens after each block in turn, prefix tokens first, and their grid, (rows, columns)."""
+        raise NotImplementedError
 
     def forward_intermediates(
         self,
@@ -72,18 +190,23 @@ class TokenClassifier(nn.Module):
     ) -> list | tuple[Tensor, list]:
         """The tokens after chosen blocks, as timm's models give them.
 
-        Shapes:  image   b c h w
-                 return  (features, intermediates)    features b n d after the last norm; one intermediate a block, as
-                         an image b d rows columns, or as tokens b n d without the class token for output_fmt="NLC".
-                         With return_prefix_tokens each is (intermediate, class token b 1 d). With intermediates_only,
-                         the list alone.
-        Units:   indices counts blocks from 0, or from the end if negative; an int n means the last n; None means all.
-                 norm applies the last norm to each; stop_early skips the blocks after the last one asked for, so it
-                 needs intermediates_only.
-        Raises:  ValueError for an index that is not there, an unknown output_fmt, stop_early without
-                 intermediates_only, norm=True where a block is not as wide as the last norm (dense design)
+        Shapes:
+            image: ``b c h w``
+            return: ``(features, intermediates)``, features b n d after the last norm; one intermediate a block, as an
+                image b d rows columns, or as tokens b n d without prefix tokens for output_fmt="NLC". With
+                return_prefix_tokens each is (intermediate, prefix tokens b p d). With intermediates_only, the list
+                alone.
+
+        Units:
+            indices counts blocks from 0, or from the end if negative; an int n means the last n; None means all. norm
+            applies the last norm to each; stop_early skips the blocks after the last one asked for, so it needs
+            intermediates_only.
+
+        Raises:
+            ValueError: for an index that is not there, an unknown output_fmt, stop_early without intermediates_only,
+                norm=True where a block is not as wide as the last norm (dense design)
         """
-        depth = len(self.blocks)
+        depth = self.depth
         if isinstance(indices, int):
             indices = range(depth - indices, depth)
         wanted = list(range(depth) if indices is None else indices)
@@ -94,94 +217,115 @@ class TokenClassifier(nn.Module):
         if stop_early and not intermediates_only:
             raise ValueError("stop_early leaves no final features: pass intermediates_only=True with it")
 
-        wanted = {index % depth for index in wanted}
-        rows, _ = self.token_grid((image.shape[-2], image.shape[-1]))
-        tokens, intermediates = self.embed(image), []
-        for index, block in enumerate(self.blocks):
-            if stop_early and index > max(wanted):
-                break
-            tokens = block(tokens)
+        wanted, intermediates = {index % depth for index in wanted}, []
+        for index, (tokens, (rows, columns)) in enumerate(self.block_outputs(image)):
             if index in wanted:
                 if norm and tokens.shape[-1] != self.num_features:
                     raise ValueError(
                         f"the last norm is for {self.num_features} channels, block {index} puts out "
                         f"{tokens.shape[-1]}: pass norm=False, or indices of the last block alone"
                     )
-                seen = self.norm(tokens) if norm else tokens
-                prefix, seen = seen[:, :1], seen[:, 1:]
+                seen, num_prefix_tokens = self.norm(tokens) if norm else tokens, tokens.shape[1] - rows * columns
+                prefix, seen = seen[:, :num_prefix_tokens], seen[:, num_prefix_tokens:]
                 if output_fmt == "NCHW":
                     seen = rearrange(seen, "b (h w) d -> b d h w", h=rows)
                 intermediates.append((seen, prefix) if return_prefix_tokens else seen)
-        return intermediates if intermediates_only else (self.norm(tokens), intermediates)
+            if stop_early and index == max(wanted):
+                break
+        return intermediates if intermediates_only else (self.finish(tokens), intermediates)
 
-    def get_classifier(self) -> nn.Module:
-        """The last layer: linear from d to classes, or the identity if num_classes is 0."""
-        return self.head
 
-    def reset_classifier(self, num_classes: int) -> None:
-        """Put a fresh head for ``num_classes`` classes in place of the old one; 0 takes the head away.
+class TokenClassifier(Classifier):
+    """Tokens of one width, a class token in front, a position table, blocks, a norm: T2TViT, ViT and their like.
 
-        It comes on the device and in the dtype of the last norm, with weights as at the start of training.
+    A subclass makes ``cls_token``, ``pos_embed``, ``pos_drop``, ``blocks``, ``norm`` and ``head``, sets ``grid``, and
+    defines ``tokens`` and ``grid_of``. The way of an image through all of them is here.
+
+    Shapes:
+        image: ``b c h w``
+        return: ``b classes``, logits; with num_classes=0 the class feature, b d
+    """
+
+    door_notes = {"pos_drop": "class token, positions", "head": "class token alone"}
+    grid: tuple[int, int]  # of the tokens, at img_size
+    embed_dim: int  # width of the tokens before the first block
+
+    def tokens(self, image: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n d"]:
+        """Image to tokens, one for each place of the grid.
+
+        Shapes:
+            image: ``b c h w``
+            return: ``b n d``
         """
-        self.num_classes = num_classes
-        self.head = nn.Identity()
-        if num_classes > 0:
-            weight = self.norm.weight
-            self.head = nn.Linear(self.num_features, num_classes, device=weight.device, dtype=weight.dtype)
-            init_weights(self.head)
+        raise NotImplementedError
 
-    def no_weight_decay(self) -> set[str]:
-        """Names of the parameters that weight decay should leave alone, beside biases and norms."""
-        return {"cls_token", "pos_embed"}
-
-    def check_image(self, image: Float[Tensor, "b c h w"]) -> None:
-        """Refuse an image that this model cannot take, and say what it takes.
-
-        Raises:  ValueError for another number of axes; for a size other than img_size, unless dynamic_img_size
-        """
-        if image.ndim != 4:
-            raise ValueError(f"expected an image of shape (b, c, h, w), found {tuple(image.shape)}")
-        h, w = image.shape[-2:]
-        if (h, w) != self.img_size and not self.dynamic_img_size:
-            expected = "x".join(map(str, self.img_size))
-            raise ValueError(
-                f"the image is {h}x{w} pixels, this model was built for img_size={expected}; "
-                "resize the image, or build the model with dynamic_img_size=True"
-            )
+    def prefix_tokens(self) -> Float[Tensor, "1 p d"]:
+        """The learned tokens that stand in front: here the class token alone."""
+        return self.cls_token
 
     def position_table(self, image: Float[Tensor, "b c h w"]) -> Float[Tensor, "1 n d"]:
         """The position table for the grid of this image: the trained one, resized if the image is not of img_size.
 
-        Shapes:  image   b c h w
-                 return  1 n d     n counts the class token, which is row 0
+        Shapes:
+            image: ``b c h w``
+            return: ``1 n d``, n counts the class token, which is row 0
         """
-        grid = self.token_grid((image.shape[-2], image.shape[-1]))
-        return resize_position_table(self.pos_embed, self.grid, grid)
+        size = (image.shape[-2], image.shape[-1])
+        if size == self.img_size:
+            return self.pos_embed
+        return self.resize_table("pos_embed", self.pos_embed, self.grid, self.grid_of(size))
 
-    @classmethod
-    def from_pretrained(cls, source, **options) -> "TokenClassifier":
-        """A model from the Hugging Face hub ("owner/name"), or from a folder that :meth:`save_pretrained` wrote.
+    def embed(self, image: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n d"]:
+        """Image to the tokens that enter the first block.
 
-        ``options`` are those of huggingface_hub's mixin (revision, token, ...) and arguments of the model that shall
-        differ, such as num_classes.
-
-        Raises:  ValueError if a model of another class is there; ImportError, with the remedy, without huggingface_hub
+        Shapes:
+            image: ``b c h w``
+            return: ``b n d``, n counts the class token, which is row 0
         """
-        from t2t_ref.weights.loading import hub_form
+        self.check_image(image)
+        tokens = self.tokens(image)
+        prefix = repeat(self.prefix_tokens(), "1 p d -> b p d", b=tokens.shape[0])
+        tokens = torch.cat([prefix, tokens], dim=1)
+        return self.pos_drop(tokens + self.position_table(image))
 
-        model = hub_form().from_pretrained(source, **options)
-        if not isinstance(model, cls):
-            raise ValueError(f"{source} holds a {type(model).__name__}, expected a {cls.__name__}")
-        return model
+    def forward_features(self, image: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n d"]:
+        """Image to tokens after the last norm.
 
-    def save_pretrained(self, folder, **options) -> None:
-        """Write model.safetensors, config.json and a model card into a folder, as huggingface_hub's mixin does."""
-        from t2t_ref.weights.loading import arguments_of, hub_form
+        Shapes:
+            image: ``b c h w``
+            return: ``b n d``, n counts the class token, which is row 0
+        """
+        tokens = self.embed(image)
+        for block in self.blocks:
+            tokens = block(tokens)
+        return self.norm(tokens)
 
-        hub_form()(self).save_pretrained(folder, config=arguments_of(self), **options)
+    def block_outputs(
+        self, image: Float[Tensor, "b c h w"]
+    ) -> Iterator[tuple[Float[Tensor, "b n d"], tuple[int, int]]]:
+        """The tokens after each block in turn, prefix tokens first, and their grid, (rows, columns)."""
+        tokens, grid = self.embed(image), self.grid_of((image.shape[-2], image.shape[-1]))
+        for block in self.blocks:
+            tokens = block(tokens)
+            yield tokens, grid
 
-    def push_to_hub(self, repo_id: str, **options) -> str:
-        """Upload what :meth:`save_pretrained` writes, by huggingface_hub's mixin and with its options. The address."""
-        from t2t_ref.weights.loading import arguments_of, hub_form
+    @property
+    def depth(self) -> int:
+        """How many blocks there are. Transitions count (dense design)."""
+        return len(self.blocks)
 
-        return hub_form()(self).push_to_hub(repo_id, config=arguments_of(self), **options)
+    def make_blocks(self, block: Callable[..., nn.Module], depth: int, drop_path_rate: float) -> nn.ModuleList:
+        """``depth`` blocks, with rates of drop path that climb from 0 to ``drop_path_rate``.
+
+        ``block`` makes one, given its width and its rate. A design with other blocks at other places overrides this.
+        """
+        rates = torch.linspace(0, drop_path_rate, depth, device="cpu").tolist()
+        return nn.ModuleList(block(self.embed_dim, drop_path_rate=rate) for rate in rates)
+
+    def position_tables(self, size: tuple[int, int] | None = None) -> dict[str, tuple[int, int]]:
+        """The one table, ``pos_embed``, and its (rows, columns): at this model's size, or at another."""
+        return {"pos_embed": self.grid if size is None else self.grid_of(size)}
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of the parameters that weight decay should leave alone, beside biases and norms."""
+        return {"cls_token", "pos_embed"}

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
-from t2t_ref.models.soft_split import SoftSplit
+from t2t_ref.models.soft_split import SoftSplit, check_channels
 from t2t_ref.models.token_performer import TokenPerformer, without_autocast
 from t2t_ref.models.tokens_to_token import TokensToToken
 
@@ -25,9 +25,12 @@ def pixel_major_split(image: Float[Tensor, "b h w c"], split: SoftSplit) -> Floa
 
     One copy instead of two, and each of them moves kw * c neighbours at once.
 
-    Shapes:  image   b h w c
-             return  b n d     d = (kh kw c), channel *fastest*: see :func:`pixel_major_weights`
-    Raises:  ValueError if the padded image is smaller than one window
+    Shapes:
+        image: ``b h w c``
+        return: ``b n d``, d = (kh kw c), channel *fastest*: see :func:`pixel_major_weights`
+
+    Raises:
+        ValueError: if the padded image is smaller than one window
     """
     kernel, stride, padding = split.kernel, split.stride, split.padding
     split.grid_size((image.shape[1], image.shape[2]))  # refuses an image with room for no window
@@ -39,7 +42,8 @@ def pixel_major_split(image: Float[Tensor, "b h w c"], split: SoftSplit) -> Floa
 def pixel_major_weights(layer: nn.Module, kernel: int) -> dict[str, Tensor]:
     """The weights of a T2T layer that see the d axis of its input, reordered from (c kh kw) to (kh kw c).
 
-    Shapes:  return  by name: norm1.weight and norm1.bias, d; the first linear layer's weight, o d
+    Shapes:
+        return: by name: norm1.weight and norm1.bias, d; the first linear layer's weight, o d
     """
     first = "kqv.weight" if isinstance(layer, TokenPerformer) else "attn.qkv.weight"
     names = ("norm1.weight", "norm1.bias", first)
@@ -60,10 +64,13 @@ def scaled_performer_attention(
     divided by the largest of their token. Both maxima cancel, so that no gradient need flow through them. What the
     length of a query does, it does to epsilon's share alone.
 
-    Shapes:  queries, keys, values  b n e
-             directions             m e
-             return                 b n e
-    Units:   as :func:`t2t_ref.performer_attention`
+    Shapes:
+        queries, keys, values: ``b n e``
+        directions: ``m e``
+        return: ``b n e``
+
+    Units:
+        as :func:`t2t_ref.performer_attention`
     """
     dtype = torch.promote_types(values.dtype, torch.float32)
     with without_autocast(values.device.type):
@@ -98,7 +105,7 @@ class FusedTokenPerformer(TokenPerformer):
 
     def attend(self, tokens: Float[Tensor, "b n d"]) -> Float[Tensor, "b n e"]:
         """Attention with the values as shortcut, by :func:`scaled_performer_attention`."""
-        keys, queries, values = self.kqv(tokens).chunk(3, dim=-1)
+        keys, queries, values = rearrange(self.kqv(tokens), "b n (three e) -> three b n e", three=3)
         mixed = scaled_performer_attention(queries, keys, values, self.w, self.epsilon)
         return values + self.drop(self.proj(mixed))
 
@@ -106,11 +113,16 @@ class FusedTokenPerformer(TokenPerformer):
 class FusedTokensToToken(TokensToToken):
     """:class:`t2t_ref.TokensToToken`, channels last from end to end.
 
-    Shapes:  image   b c h w
-             return  b n d
-    Units:   with ``recompute``, training keeps nothing of the first two stages but their inputs, and computes them
-             again in the backward pass
-    Raises:  ValueError for a wrong number of channels, and for a size that leaves no token
+    Shapes:
+        image: ``b c h w``
+        return: ``b n d``
+
+    Units:
+        with ``recompute``, training keeps nothing of the first two stages but their inputs, and computes them again in
+        the backward pass
+
+    Raises:
+        ValueError: for a wrong number of channels, and for a size that leaves no token
     """
 
     recompute = False
@@ -118,8 +130,9 @@ class FusedTokensToToken(TokensToToken):
     def stage(self, image: Float[Tensor, "b h w c"], split: SoftSplit, layer: nn.Module) -> Float[Tensor, "b h2 w2 e"]:
         """Soft split, T2T layer, re-structured image.
 
-        Shapes:  image   b h w c
-                 return  b h2 w2 e    h2 w2 windows
+        Shapes:
+            image: ``b h w c``
+            return: ``b h2 w2 e``, h2 w2 windows
         """
         rows, _ = split.grid_size((image.shape[1], image.shape[2]))
         if torch.is_grad_enabled() and image.requires_grad:
@@ -131,8 +144,7 @@ class FusedTokensToToken(TokensToToken):
         return rearrange(tokens, "b (h w) e -> b h w e", h=rows)
 
     def forward(self, image: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n d"]:
-        if image.shape[1] != self.in_chans:
-            raise ValueError(f"the image has {image.shape[1]} channels, expected in_chans={self.in_chans}")
+        check_channels(image, self.in_chans)
         image = rearrange(image, "b c h w -> b h w c")
         for split, layer in ((self.soft_split0, self.attention1), (self.soft_split1, self.attention2)):
             if self.recompute and self.training:
@@ -157,8 +169,11 @@ def fuse(model: nn.Module, fused: bool = True, *, recompute: bool = False) -> nn
     The function that the model computes stays the same, and so do its parameters, their names, and its state dict. What
     has no fused form (a ViT, tokens_type "convolution") is left as it is.
 
-    Units:   recompute trades time for memory in training: the T2T layers run once more in the backward pass
-    Raises:  ValueError for recompute without fused
+    Units:
+        recompute trades time for memory in training: the T2T layers run once more in the backward pass
+
+    Raises:
+        ValueError: for recompute without fused
     """
     if recompute and not fused:
         raise ValueError("recompute=True belongs to the fused form: pass fused=True with it")

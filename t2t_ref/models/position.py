@@ -12,10 +12,15 @@ def sinusoid_table(n: int, dim: int) -> Float[Tensor, "1 n d"]:
 
     Entry (i, 2j) is sin(i / 10000^(2j / d)) and entry (i, 2j + 1) the cosine of the same angle.
 
-    Shapes:  return  1 n d     float32; the angles are formed in float64 and rounded once
-    Raises:  ValueError unless n and dim are at least 1
-    Source:  Vaswani et al. 2017, Sec. 3.5; ``get_sinusoid_encoding`` of the authors' code. The index runs over the
-             flattened grid, with the class token at position 0.
+    Shapes:
+        return: ``1 n d``, float32; the angles are formed in float64 and rounded once
+
+    Raises:
+        ValueError: unless n and dim are at least 1
+
+    Source:
+        Vaswani et al. 2017, Sec. 3.5; ``get_sinusoid_encoding`` of the authors' code. The index runs over the flattened
+        grid, with the class token at position 0.
     """
     if n < 1 or dim < 1:
         raise ValueError(f"a table of {n} positions and width {dim} is empty")
@@ -28,26 +33,39 @@ def sinusoid_table(n: int, dim: int) -> Float[Tensor, "1 n d"]:
 
 
 def resize_position_table(
-    table: Float[Tensor, "1 n d"], grid: tuple[int, int], new_grid: tuple[int, int]
+    table: Float[Tensor, "1 n d"],
+    grid: tuple[int, int],
+    new_grid: tuple[int, int],
+    num_prefix_tokens: int = 1,
+    mode: str = "bicubic",
 ) -> Float[Tensor, "1 n_new d"]:
-    """Fit a position table to another grid of tokens, by bicubic interpolation. The class row stays as it is.
+    """Fit a position table to another grid of tokens, by interpolation. The rows in front stay as they are.
 
-    Shapes:  table   1 n d       n = 1 + rows * columns of ``grid``, the class token first
-             return  1 n_new d   n_new = 1 + rows * columns of ``new_grid``; the same dtype
-    Raises:  ValueError if ``grid`` does not fit the table
-    Source:  ``resize_pos_embed`` of the authors' code (bicubic, corners not aligned, no antialiasing)
+    Shapes:
+        table: ``1 n d``, n = 1 + rows * columns of ``grid``, the class token first
+        return: ``1 n_new d``, n_new = 1 + rows * columns of ``new_grid``; the same dtype
+
+    Units:
+        num_prefix_tokens is how many rows belong to no place: 1 for a class token, 0 for a table without; mode is that
+        of torch's interpolate
+
+    Raises:
+        ValueError: if ``grid`` does not fit the table
+
+    Source:
+        ``resize_pos_embed`` of the authors' code (bicubic, corners not aligned, no antialiasing)
     """
     rows, columns = grid
-    if table.shape[1] != 1 + rows * columns:
+    if table.shape[1] != num_prefix_tokens + rows * columns:
         raise ValueError(
             f"a table of {table.shape[1]} rows does not fit a grid of {rows}x{columns}: "
-            f"expected 1 + {rows * columns} rows"
+            f"expected {num_prefix_tokens} + {rows * columns} rows"
         )
     if tuple(grid) == tuple(new_grid):
         return table
     dtype = torch.promote_types(table.dtype, torch.float32)  # mix in float32, round once at the end
-    cls_row, rest = table[:, :1], table[:, 1:]
+    prefix, rest = table[:, :num_prefix_tokens], table[:, num_prefix_tokens:]
     image = rearrange(rest.to(dtype), "one (h w) d -> one d h w", h=rows)
-    image = F.interpolate(image, size=tuple(new_grid), mode="bicubic", align_corners=False)
+    image = F.interpolate(image, size=tuple(new_grid), mode=mode, align_corners=False)
     rest = rearrange(image, "one d h w -> one (h w) d").to(table.dtype)
-    return torch.cat([cls_row, rest], dim=1)
+    return torch.cat([prefix, rest], dim=1)

@@ -19,10 +19,13 @@ def log_features(tokens: Float[Tensor, "b n e"], directions: Float[Tensor, "m e"
 
     feature_i(x) = exp(w_i . x - |x|^2 / 2) / sqrt(m), for the rows w_i of ``directions``.
 
-    Shapes:  tokens      b n e     queries or keys
-             directions  m e
-             return      b n m     w_i . x - |x|^2 / 2
-    Source:  Choromanski et al. 2021, "Rethinking attention with performers", positive features
+    Shapes:
+        tokens: ``b n e``, queries or keys
+        directions: ``m e``
+        return: ``b n m``, w_i . x - |x|^2 / 2
+
+    Source:
+        Choromanski et al. 2021, "Rethinking attention with performers", positive features
     """
     projections = einsum(tokens, directions, "b n e, m e -> b n m")
     half_squared_norms = reduce(tokens.square(), "b n e -> b n 1", "sum") / 2
@@ -38,11 +41,16 @@ def plain_performer_attention(
 ) -> Float[Tensor, "b n e"]:
     """Random-feature attention by its definition. Use :func:`performer_attention` in a model.
 
-    Shapes:  queries, keys, values  b n e
-             directions             m e
-             return                 b n e
-    Units:   in float16 an epsilon of 1e-8 is zero, and 0 / 0 gives NaN, without an error
-    Source:  ``Token_performer.single_attn`` of the authors' code
+    Shapes:
+        queries, keys, values: ``b n e``
+        directions: ``m e``
+        return: ``b n e``
+
+    Units:
+        in float16 an epsilon of 1e-8 is zero, and 0 / 0 gives NaN, without an error
+
+    Source:
+        ``Token_performer.single_attn`` of the authors' code
     """
     root_m = math.sqrt(directions.shape[0])
     query_features = log_features(queries, directions).exp() / root_m
@@ -75,12 +83,17 @@ def performer_attention(
     softmax over the features. The denominator D survives only in the factor D / (D + epsilon), which is a
     sigmoid of ln D - ln epsilon.
 
-    Shapes:  queries, keys, values  b n e
-             directions             m e
-             return                 b n e
-    Units:   at least float32 inside, also under autocast; returns the dtype of ``values``. Finite as long as
-             |x|^2 is, that is up to queries and keys of length 1e18 in float32
-    Source:  the algebra is chapter 5's; the function is the authors', epsilon included
+    Shapes:
+        queries, keys, values: ``b n e``
+        directions: ``m e``
+        return: ``b n e``
+
+    Units:
+        at least float32 inside, also under autocast; returns the dtype of ``values``. Finite as long as |x|^2 is, that
+        is up to queries and keys of length 1e18 in float32
+
+    Source:
+        the algebra is chapter 5's; the function is the authors', epsilon included
     """
     dtype = torch.promote_types(values.dtype, torch.float32)
     with without_autocast(values.device.type):
@@ -101,18 +114,26 @@ def performer_attention(
 class TokenPerformer(nn.Module):
     """A T2T layer whose attention costs time and memory linear in the number of tokens.
 
-    Shapes:  tokens  b n d     d = 147 at the first split, 576 at the second
-             return  b n e     e = token_dim, 64 in every model of the paper
-    Units:   drop_rate is the authors' hard-wired dropout; epsilon is added to the denominator, 0 switches it off
-    Raises:  ValueError for a negative epsilon
-    Source:  paper, Sec. 3.1; ``Token_performer`` of the authors' code. The random directions ``w`` are frozen and
-             belong to the checkpoint; the linear layer yields keys, queries, values, in this order.
+    Shapes:
+        tokens: ``b n d``, d = 147 at the first split, 576 at the second
+        return: ``b n e``, e = token_dim, 64 in every model of the paper
+
+    Units:
+        drop_rate is the authors' hard-wired dropout; epsilon is added to the denominator, 0 switches it off
+
+    Raises:
+        ValueError: for a negative epsilon
+
+    Source:
+        paper, Sec. 3.1; ``Token_performer`` of the authors' code. The random directions ``w`` are frozen and belong to
+        the checkpoint; the linear layer yields keys, queries, values, in this order.
     """
 
     def __init__(
         self,
         dim: int,
         token_dim: int = 64,
+        *,
         kernel_ratio: float = 0.5,
         drop_rate: float = 0.1,
         epsilon: float = 1e-8,
@@ -136,10 +157,11 @@ class TokenPerformer(nn.Module):
     def attend(self, tokens: Float[Tensor, "b n d"]) -> Float[Tensor, "b n e"]:
         """Attention with the values as shortcut: values + proj(attention).
 
-        Shapes:  tokens  b n d     after the first norm
-                 return  b n e
+        Shapes:
+            tokens: ``b n d``, after the first norm
+            return: ``b n e``
         """
-        keys, queries, values = self.kqv(tokens).chunk(3, dim=-1)
+        keys, queries, values = rearrange(self.kqv(tokens), "b n (three e) -> three b n e", three=3)
         mixed = performer_attention(queries, keys, values, self.w, self.epsilon)
         return values + self.drop(self.proj(mixed))
 

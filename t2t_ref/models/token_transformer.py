@@ -14,13 +14,18 @@ class TokenAttention(nn.Module):
     An ordinary shortcut cannot be added, since input and output differ in width. The values take
     its place: the layer returns values + proj(attention).
 
-    Shapes:  tokens  b n d
-             return  b n e     e = token_dim
-    Units:   qk_scale multiplies the scores; None means d ** -0.5, by the *input* width, as the authors have it
-    Source:  authors' code; the paper does not mention the shortcut on the values
+    Shapes:
+        tokens: ``b n d``
+        return: ``b n e``, e = token_dim
+
+    Units:
+        qk_scale multiplies the scores; None means d ** -0.5, by the *input* width, as the authors have it
+
+    Source:
+        authors' code; the paper does not mention the shortcut on the values
     """
 
-    def __init__(self, dim: int, token_dim: int, qk_scale: float | None = None):
+    def __init__(self, dim: int, token_dim: int, *, qk_scale: float | None = None):
         super().__init__()
         self.scale = dim**-0.5 if qk_scale is None else qk_scale
         self.qkv = nn.Linear(dim, 3 * token_dim, bias=False)
@@ -37,15 +42,18 @@ class TokenAttention(nn.Module):
 class TokenTransformer(nn.Module):
     """A T2T layer: attention over all tokens, then an MLP, at a width of token_dim.
 
-    Shapes:  tokens  b n d     d = 147 at the first split, 576 at the second
-             return  b n e     e = token_dim, 64 in every model of the paper
-    Source:  paper, Eq. (1); ``Token_transformer`` of the authors' code
+    Shapes:
+        tokens: ``b n d``, d = 147 at the first split, 576 at the second
+        return: ``b n e``, e = token_dim, 64 in every model of the paper
+
+    Source:
+        paper, Eq. (1); ``Token_transformer`` of the authors' code
     """
 
-    def __init__(self, dim: int, token_dim: int = 64, mlp_ratio: float = 1.0, qk_scale: float | None = None):
+    def __init__(self, dim: int, token_dim: int = 64, *, mlp_ratio: float = 1.0, qk_scale: float | None = None):
         super().__init__()
         self.norm1 = nn.LayerNorm(dim)
-        self.attn = TokenAttention(dim, token_dim, qk_scale)
+        self.attn = TokenAttention(dim, token_dim, qk_scale=qk_scale)
         self.norm2 = nn.LayerNorm(token_dim)
         self.mlp = Mlp(token_dim, int(token_dim * mlp_ratio))
 

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from t2t_ref.arguments import check_known, pair
-from t2t_ref.models.soft_split import SoftSplit, grid_size
+from t2t_ref.models.soft_split import SoftSplit, check_channels, grid_size
 from t2t_ref.models.token_performer import TokenPerformer
 from t2t_ref.models.token_transformer import TokenTransformer
 
@@ -18,8 +18,11 @@ TOKENS_TYPES = ("performer", "transformer", "convolution")
 def token_grid(size: int | tuple[int, int]) -> tuple[int, int]:
     """(rows, columns) of the tokens that the three splits leave of an image: 14 x 14 of 224 x 224.
 
-    Raises:  ValueError if not even one token is left
-    Source:  paper, Eq. (3), three times
+    Raises:
+        ValueError: if not even one token is left
+
+    Source:
+        paper, Eq. (3), three times
     """
     grid = pair(size)
     for kernel, stride, padding in SPLITS:
@@ -30,11 +33,16 @@ def token_grid(size: int | tuple[int, int]) -> tuple[int, int]:
 def restructure(tokens: Float[Tensor, "b n d"], grid: tuple[int, int]) -> Float[Tensor, "b d h w"]:
     """Lay tokens out as an image again: token number row * w + column becomes the pixel (row, column).
 
-    Shapes:  tokens  b n d     n = h w
-             grid    (h, w)
-             return  b d h w
-    Raises:  ValueError if the grid does not have as many cells as there are tokens
-    Source:  paper, Eq. (2)
+    Shapes:
+        tokens: ``b n d``, n = h w
+        grid: ``(h, w)``
+        return: ``b d h w``
+
+    Raises:
+        ValueError: if the grid does not have as many cells as there are tokens
+
+    Source:
+        paper, Eq. (2)
     """
     h, w = grid
     if tokens.shape[1] != h * w:
@@ -45,21 +53,31 @@ def restructure(tokens: Float[Tensor, "b n d"], grid: tuple[int, int]) -> Float[
 class TokensToToken(nn.Module):
     """Image to tokens, in three soft splits of stride 4, 2 and 2.
 
-    Shapes:  image   b c h w
-             return  b n d     n = 196 for 224 x 224 pixels, d = embed_dim
-    Units:   img_size, an int or (height, width), is the size that ``grid`` and ``num_patches`` are stated for;
-             the module itself takes any size that leaves a token
-    Raises:  ValueError for an unknown tokens_type, a size that leaves no token, a wrong number of channels
-    Source:  paper, Eq. (4) and Fig. 4; ``T2T_module`` of the authors' code. tokens_type "convolution" is the
-             T2T-ViT_c of Table 7: three convolutions of the same kernels and strides, with nothing between
-             them; the authors define its layers but left its forward out.
+    Shapes:
+        image: ``b c h w``
+        return: ``b n d``, n = 196 for 224 x 224 pixels, d = embed_dim
+
+    Units:
+        img_size, an int or (height, width), is the size that ``grid`` and ``num_patches`` are stated for; the module
+        itself takes any size that leaves a token
+
+    Raises:
+        ValueError: for an unknown tokens_type, a size that leaves no token, a wrong number of channels
+
+    Source:
+        paper, Eq. (4) and Fig. 4; ``T2T_module`` of the authors' code. tokens_type "convolution" is the T2T-ViT_c of
+        Table 7: three convolutions of the same kernels and strides, with nothing between them; the authors define its
+        layers but left its forward out.
     """
+
+    door_notes = {"soft_split1": "re-structured", "soft_split2": "re-structured"}  # for shape_table
 
     def __init__(
         self,
         img_size: int | tuple[int, int] = 224,
         tokens_type: str = "performer",
         in_chans: int = 3,
+        *,
         embed_dim: int = 768,
         token_dim: int = 64,
         performer_drop_rate: float = 0.1,
@@ -88,8 +106,7 @@ class TokensToToken(nn.Module):
         self.project = nn.Linear(token_dim * k2 * k2, embed_dim)
 
     def forward(self, image: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n d"]:
-        if image.shape[1] != self.in_chans:
-            raise ValueError(f"the image has {image.shape[1]} channels, expected in_chans={self.in_chans}")
+        check_channels(image, self.in_chans)
         if self.tokens_type == "convolution":
             image = self.project(self.soft_split1(self.soft_split0(image)))
             return rearrange(image, "b d h w -> b (h w) d")

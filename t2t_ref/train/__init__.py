@@ -24,6 +24,7 @@ A run that was killed goes on with the same line and ``--resume``. From Python, 
 """
 
 from t2t_ref.train.recipes import RECIPES, Recipe, find_recipe
+from t2t_ref.train.stopping import CannotStart, Interrupted, NotFinite
 
 __all__ = ["RECIPES", "CannotStart", "Interrupted", "NotFinite", "Recipe", "Result", "find_recipe", "fit"]
 

@@ -2,14 +2,18 @@
 
 import argparse
 import ast
-import inspect
 import os
 import re
+import signal
 import sys
-from dataclasses import Field, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
+from typing import get_origin
 
+from t2t_ref.arguments import Parser
+from t2t_ref.train.log import escape_unknown_letters
 from t2t_ref.train.recipes import RECIPES, Options, Recipe, check_field, find_recipe
+from t2t_ref.train.stopping import CannotStart, Interrupted, NotFinite
 
 EXAMPLES = """
 examples:
@@ -24,21 +28,11 @@ more of them, for several machines: python -c "import t2t_ref.train; help(t2t_re
 FLAGS = ("output", "resume", "print_recipe", "evaluate", "cpu", "quiet", "help")
 
 
-def described_fields() -> list[tuple[str, Field, str]]:
-    """(heading, field, what it is) of every field. The comments of the class are the help, so that it has one home."""
-    comments, heading = {}, ""
-    for line in inspect.getsource(Recipe).splitlines():
-        if found := re.match(r"    # (.*)", line):
-            heading = found[1]
-        elif found := re.match(r"    (\w+): .*?(?:  # (.*))?$", line):
-            comments[found[1]] = heading, found[2] or ""
-    return [(comments[field.name][0], field, comments[field.name][1]) for field in fields(Recipe)]
-
-
 def value_of(text: str, kind: object) -> object:
     """A word of the command line as a value of this type.
 
-    Raises:  ValueError if it is none
+    Raises:
+        ValueError: if it is none
     """
     if kind is bool:
         if text.lower() not in ("true", "false", "yes", "no", "1", "0"):
@@ -52,7 +46,8 @@ def value_of(text: str, kind: object) -> object:
 def option_of(word: str) -> tuple[str, object]:
     """name=value as a pair; a value with commas is several.
 
-    Raises:  ValueError without an equals sign or a name
+    Raises:
+        ValueError: without an equals sign or a name
     """
     name, equals, text = word.partition("=")
     if not equals or not name.isidentifier():
@@ -63,9 +58,9 @@ def option_of(word: str) -> tuple[str, object]:
         return name, {"none": None, "true": True, "false": False}.get(text.lower(), text)
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """The command line. Its options are the fields of a recipe, its help their comments."""
-    parser = argparse.ArgumentParser(
+def make_parser() -> Parser:
+    """The command line. Its options and their help are the fields of a recipe."""
+    parser = Parser(
         "python -m t2t_ref.train",
         usage="%(prog)s [RECIPE] [--output DIR] [--resume] [--FIELD VALUE ...]",
         description="Train a T2T-ViT, or a ViT, by a recipe. With no argument: handwritten digits.",
@@ -80,19 +75,18 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--evaluate", action="store_true", help="do not train: evaluate the weights in --output")
     parser.add_argument("--cpu", action="store_true", help="keep off any GPU")
     parser.add_argument("--quiet", action="store_true", help="print nothing but errors")
-    groups = {}
-    for heading, field, text in described_fields():
-        if heading not in groups:
-            groups[heading] = parser.add_argument_group(heading)
-        several = getattr(field.type, "__origin__", None) is tuple
-        groups[heading].add_argument(
+    group = parser
+    for field in fields(Recipe):
+        if field.metadata["heading"]:
+            group = parser.add_argument_group(field.metadata["heading"])
+        group.add_argument(
             f"--{field.name.replace('_', '-')}",
             dest=field.name,
             default=argparse.SUPPRESS,
             metavar="name=value" if field.type == Options else "VALUE",
-            nargs="*" if several else "?" if field.type is bool else None,
+            nargs="*" if get_origin(field.type) is tuple else "?" if field.type is bool else None,
             const="true" if field.type is bool else None,
-            help=text.replace("%", "%%"),
+            help=field.metadata["help"].replace("%", "%%"),
         )
     return parser
 
@@ -100,7 +94,8 @@ def make_parser() -> argparse.ArgumentParser:
 def parse(argv: list[str]) -> tuple[argparse.Namespace, Recipe]:
     """The options, and the recipe with the fields that were named.
 
-    Raises:  ValueError for a recipe, a field or a value that is none, with the nearest names
+    Raises:
+        ValueError: for a recipe, a field or a value that is none, with the nearest names
     """
     # --batch_size is --batch-size
     argv = [re.sub(r"^--[\w-]+", lambda found: found[0].replace("_", "-"), word) for word in argv]
@@ -134,17 +129,15 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, Recipe]:
 
 def print_recipe(recipe: Recipe) -> None:
     """Print a recipe, one field a line, as the command line takes it."""
-    heading = None
-    for group, field, text in described_fields():
-        if group != heading:
-            print(f"{'' if heading is None else chr(10)}# {group}")
-            heading = group
+    for field in fields(recipe):
+        if field.metadata["heading"]:
+            print(f"{chr(10) * (field.name != fields(recipe)[0].name)}# {field.metadata['heading']}")
         value = getattr(recipe, field.name)
         if field.type == Options:
             shown = " ".join(f"{name}={item}" for name, item in value) or "none"
         else:
             shown = " ".join(f"{item:g}" for item in value) if isinstance(value, tuple) else str(value)
-        print(f"{field.name.replace('_', '-'):20s} {shown}{f'   # {text}' if text else ''}")
+        print(f"{field.name.replace('_', '-'):20s} {shown}   # {field.metadata['help']}")
 
 
 def evaluate_run(folder: Path, options: argparse.Namespace) -> int:
@@ -161,6 +154,7 @@ def evaluate_run(folder: Path, options: argparse.Namespace) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line. Returns the exit status: 1 if training failed, 2 if it could not start."""
+    escape_unknown_letters()
     rank = int(os.environ.get("RANK", 0))
     who = f"t2t_ref.train: process {rank}: " if rank else "t2t_ref.train: "
     try:
@@ -177,16 +171,19 @@ def main(argv: list[str] | None = None) -> int:
         if options.evaluate:
             return evaluate_run(Path(output), options)
         loop.fit(recipe, output, resume=options.resume, quiet=options.quiet, cpu=options.cpu)
-    except loop.CannotStart as error:
+    except CannotStart as error:
         print(f"{who}{error}", file=sys.stderr)
         return 2
-    except (loop.NotFinite, OSError) as error:  # OSError: the disk, once training is under way
+    except (NotFinite, OSError) as error:  # OSError: the disk, once training is under way
         print(f"{who}stopped: {error}", file=sys.stderr)
         return 1
-    except loop.Interrupted as error:
+    except Interrupted as error:
         if rank == 0:
             print(f"{who}{error}", file=sys.stderr)
         return 128 + error.number
+    except KeyboardInterrupt:
+        print(f"{who}interrupted before the first update", file=sys.stderr)
+        return 128 + signal.SIGINT
     finally:
         loop.leave_group()
     return 0

@@ -40,8 +40,9 @@ Factors = Float[Tensor, "b"]
 def by(factor: Factors) -> Float[Tensor, "b 1 1 1"]:
     """A factor for each image, ready to multiply images.
 
-    Shapes:  factor  b
-             return  b 1 1 1
+    Shapes:
+        factor: ``b``
+        return: ``b 1 1 1``
     """
     return rearrange(factor, "b -> b 1 1 1")
 
@@ -49,9 +50,10 @@ def by(factor: Factors) -> Float[Tensor, "b 1 1 1"]:
 def warp(images: Images, fill: Tensor, linear: list, fixed: tuple = (0, 0), shift: tuple = (0, 0)) -> Images:
     """Move what is at x to A (x - fixed) + fixed + shift, for A = [[a, b], [c, d]] = ``linear``, x = (column, row).
 
-    Shapes:  images  b c h w
-             fill    c          colour of what comes in from outside
-             return  b c h w
+    Shapes:
+        images: ``b c h w``
+        fill: ``c``, colour of what comes in from outside
+        return: ``b c h w``
     """
     ones = torch.ones(len(images), device=images.device)
     a, b, c, d = (entry * ones for entry in linear)
@@ -64,10 +66,11 @@ def warp(images: Images, fill: Tensor, linear: list, fixed: tuple = (0, 0), shif
 def rotate(images: Images, level: Factors, sign: Factors, fill: Tensor) -> Images:
     """Turn each image about its middle, by up to 30 degrees at level 1.
 
-    Shapes:  images       b c h w
-             level, sign  b
-             fill         c    colour of the corners
-             return       b c h w
+    Shapes:
+        images: ``b c h w``
+        level, sign: ``b``
+        fill: ``c``, colour of the corners
+        return: ``b c h w``
     """
     angle = torch.deg2rad(30 * level * sign)  # counter-clockwise, about the middle
     cos, sin = angle.cos(), angle.sin()
@@ -77,8 +80,9 @@ def rotate(images: Images, level: Factors, sign: Factors, fill: Tensor) -> Image
 def auto_contrast(images: Images) -> Images:
     """Stretch each channel from its own darkest value to its own brightest: 0 to 1.
 
-    Shapes:  images  b c h w
-             return  b c h w
+    Shapes:
+        images: ``b c h w``
+        return: ``b c h w``
     """
     low, high = (reduce(images, "b c h w -> b c 1 1", how) for how in ("min", "max"))
     return torch.where(high > low, (images - low) / (high - low).clamp(min=1e-6), images)
@@ -87,9 +91,10 @@ def auto_contrast(images: Images) -> Images:
 def solarize_add(images: Images, level: Factors) -> Images:
     """Brighten the darker half of the values, by up to 110 / 255 at level 1.
 
-    Shapes:  images  b c h w
-             level   b
-             return  b c h w
+    Shapes:
+        images: ``b c h w``
+        level: ``b``
+        return: ``b c h w``
     """
     brighter = (images + by((110 * level).trunc() / 255)).clamp(max=1)
     return torch.where(images < 128 / 255, brighter, images)
@@ -126,12 +131,19 @@ class RandAugment(nn.Module):
     more colourful) and shifts go to 10 % of the side, not 45 %. So the operations are kornia's, draw and scale timm's.
     Left out: timm takes bilinear or bicubic pixels by chance where an image is turned or shifted, here bilinear.
 
-    Shapes:  images  b c h w     c = 3, values from 0 to 1
-             return  b c h w
-    Units:   magnitude from 0 to 10, of mean ``magnitude`` and standard deviation ``std``, cut off at both ends;
-             fill is the colour of what comes in from outside
-    Raises:  ValueError for images without colour
-    Source:  E. D. Cubuk et al., "RandAugment", 2020; timm 0.3.4, auto_augment.py
+    Shapes:
+        images: ``b c h w``, c = 3, values from 0 to 1
+        return: ``b c h w``
+
+    Units:
+        magnitude from 0 to 10, of mean ``magnitude`` and standard deviation ``std``, cut off at both ends; fill is the
+        colour of what comes in from outside
+
+    Raises:
+        ValueError: for images without colour
+
+    Source:
+        E. D. Cubuk et al., "RandAugment", 2020; timm 0.3.4, auto_augment.py
     """
 
     def __init__(self, magnitude: float, std: float, operations: int, fill: tuple[float, ...]):
@@ -216,11 +228,14 @@ def soft_targets(
 ) -> Float[Tensor, "b k"]:
     """Probabilities of the classes: ``share`` to the label, the rest to the other one, after smoothing.
 
-    Shapes:  labels  b
-             others  b      None: no other label
-             share   b      between 0 and 1
-             return  b k    k = num_classes; rows sum to 1
-    Source:  timm 0.3.4, ``mixup_target``: with 1000 classes and smoothing 0.1 a class that is not there gets 0.0001
+    Shapes:
+        labels: ``b``
+        others: ``b``, None: no other label
+        share: ``b``, between 0 and 1
+        return: ``b k``, k = num_classes; rows sum to 1
+
+    Source:
+        timm 0.3.4, ``mixup_target``: with 1000 classes and smoothing 0.1 a class that is not there gets 0.0001
     """
     targets = F.one_hot(labels, num_classes).float()
     if others is not None:
@@ -238,14 +253,21 @@ class Augment(nn.Module):
     In training mode everything that the recipe switches on; in evaluation mode ``normalise`` alone. Random crops of
     photographs have been cut already, where they were read (sources.py).
 
-    Shapes:  images  b c h w     bytes, or floats from 0 to 1
-             labels  b
-             return  (b c h w, b k)   float32, k classes; h = w = img_size
-    Units:   the images returned are in standard deviations from the recipe's mean
-    Raises:  ValueError for a number of channels other than that of the mean, for whole numbers that are not bytes, and for floats
-             beyond 0 and 1 where something is done to them
-    Source:  the authors' main.py, whose mixup comes before the normalisation, and erasing after; F.cross_entropy takes
-             such targets, so their SoftTargetCrossEntropy is not needed
+    Shapes:
+        images: ``b c h w``, bytes, or floats from 0 to 1
+        labels: ``b``
+        return: ``(b c h w, b k)``, float32, k classes; h = w = img_size
+
+    Units:
+        the images returned are in standard deviations from the recipe's mean
+
+    Raises:
+        ValueError: for a number of channels other than that of the mean, for whole numbers that are not bytes, and for
+            floats beyond 0 and 1 where something is done to them
+
+    Source:
+        the authors' main.py, whose mixup comes before the normalisation, and erasing after; F.cross_entropy takes such
+        targets, so their SoftTargetCrossEntropy is not needed
     """
 
     def __init__(self, recipe: Recipe, num_classes: int):
@@ -293,8 +315,9 @@ class Augment(nn.Module):
     def normalise(self, images: Float[Tensor, "b c h1 w1"] | UInt8[Tensor, "b c h1 w1"]) -> Float[Tensor, "b c h w"]:
         """Images for evaluation: resized, the centre cut out where the recipe says so, normalised.
 
-        Shapes:  images  b c h1 w1    bytes, or floats from 0 to 1
-                 return  b c h w      h = w = img_size
+        Shapes:
+            images: ``b c h1 w1``, bytes, or floats from 0 to 1
+            return: ``b c h w``, h = w = img_size
         """
         images = self.to_floats(images)
         if not self.is_read_to_size:
@@ -307,9 +330,12 @@ class Augment(nn.Module):
     def to_floats(self, images: Tensor) -> Images:
         """Bytes become floats from 0 to 1, floats stay.
 
-        Shapes:  images  b c h w
-                 return  b c h w
-        Raises:  ValueError for a number of channels other than that of the mean, and for whole numbers of other kinds
+        Shapes:
+            images: ``b c h w``
+            return: ``b c h w``
+
+        Raises:
+            ValueError: for a number of channels other than that of the mean, and for whole numbers that are not bytes
         """
         if images.shape[1] != len(self.mean):
             raise ValueError(f"images have {images.shape[1]} channels, the recipe's mean {len(self.mean)}")
@@ -320,9 +346,10 @@ class Augment(nn.Module):
     def mix(self, images: Images, labels: Int[Tensor, "b"]) -> tuple[Images, Float[Tensor, "b k"]]:
         """Mixup or cutmix, by chance, for the whole batch; targets that say how much of each class is there.
 
-        Shapes:  images  b c h w
-                 labels  b
-                 return  (b c h w, b k)
+        Shapes:
+            images: ``b c h w``
+            labels: ``b``
+            return: ``(b c h w, b k)``
         """
         recipe = self.recipe
         is_mixed, is_cut = torch.rand(()) < recipe.mix_probability, torch.rand(()) < recipe.switch_probability
@@ -338,8 +365,9 @@ class Augment(nn.Module):
     def erase(self, images: Images) -> Images:
         """A rectangle of noise in some images, as wild as the normalised images themselves.
 
-        Shapes:  images  b c h w
-                 return  b c h w
+        Shapes:
+            images: ``b c h w``
+            return: ``b c h w``
         """
         if not self.recipe.erasing:
             return images
@@ -348,9 +376,10 @@ class Augment(nn.Module):
 
 
 def check_range(images: Images) -> None:
-    """Refuse images that the clamp to 0 and 1, which follows, would cut: a data set may have normalised its own.
+    """Refuse images that the clamp to 0 and 1, which follows, would cut: a dataset may have normalised its own.
 
-    Raises:  ValueError
+    Raises:
+        ValueError: for values beyond 0 and 1
     """
     low, high = (float(end) for end in images.aminmax())
     if low < -BEYOND or high > 1 + BEYOND:  # NaN passes: the loss will tell
@@ -363,10 +392,13 @@ def check_range(images: Images) -> None:
 def resize(images: Images, size: tuple[int, int], interpolation: str) -> Float[Tensor, "b c h2 w2"]:
     """Images of another size, still between 0 and 1.
 
-    Shapes:  images  b c h w
-             size    (h2, w2)
-             return  b c h2 w2
-    Raises:  ValueError for values beyond 0 and 1, if it resizes
+    Shapes:
+        images: ``b c h w``
+        size: ``(h2, w2)``
+        return: ``b c h2 w2``
+
+    Raises:
+        ValueError: for values beyond 0 and 1, if it resizes
     """
     if tuple(images.shape[-2:]) == tuple(size):
         return images

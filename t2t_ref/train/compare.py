@@ -1,8 +1,8 @@
-"""The door ``python -m t2t_ref.train.compare``; the rest is in :mod:`t2t_ref.experiments.compare`."""
+"""The door ``python -m t2t_ref.train.compare``, an older name of ``python -m t2t_ref.experiments digits``."""
 
 import sys
 
-from t2t_ref.experiments.compare import main
+from t2t_ref.experiments.__main__ import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(["digits", *sys.argv[1:]]))

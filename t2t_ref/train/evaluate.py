@@ -8,11 +8,13 @@ WEIGHTS is a path or a URL: a file of ``save_checkpoint``, or any that ``load_ch
 more has to be said; files of the authors are known by their names, for others ``--model`` says what they are.
 """
 
-import argparse
 import json
+import os
+import re
+import signal
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 import torch
@@ -21,20 +23,22 @@ from einops import rearrange, reduce
 from jaxtyping import Int
 from torch import Tensor, nn
 
+from t2t_ref.arguments import Parser
 from t2t_ref.create import create_model, list_models
+from t2t_ref.files import path_of, write_whole
 from t2t_ref.models.classifier import TokenClassifier
+from t2t_ref.train.log import escape_unknown_letters
+from t2t_ref.train.plots import MOST_CLASSES, draw_confusion
 from t2t_ref.train.recipes import RECIPES, Recipe
 from t2t_ref.train.sampling import evaluation_batches
-from t2t_ref.weights.loading import load_checkpoint, load_model, open_source
-from t2t_ref.weights.released import RELEASED
-
-MOST_CLASSES = 40  # in a picture; of more only the pairs are listed that are confused most
+from t2t_ref.weights import RELEASED, load_checkpoint, load_model, read_weights
 
 
 def wilson(hits: int, total: int) -> tuple[float, float]:
     """The 95 % interval of a share: where the true share lies, if ``hits`` of ``total`` independent trials succeeded.
 
-    Source:  E. B. Wilson, "Probable inference", 1927. Unlike share +- 1.96 s it stays within 0 and 1
+    Source:
+        E. B. Wilson, "Probable inference", 1927. Unlike share +- 1.96 s it stays within 0 and 1
     """
     from scipy.stats import binomtest  # not at the top: it takes longer to import than all the rest
 
@@ -48,9 +52,12 @@ def wilson(hits: int, total: int) -> tuple[float, float]:
 class Evaluation:
     """What a model makes of a data set. Prints as text.
 
-    Shapes:  confusion  k k     images of class (row) that were taken for class (column)
-    Units:   loss is the mean cross-entropy, in nats; unread is the number of images that could not be read, which are
-             not counted; top5_hits counts the true classes among the five (or k) likeliest
+    Shapes:
+        confusion: ``k k``, images of class (row) that were taken for class (column)
+
+    Units:
+        loss is the mean cross-entropy, in nats; unread is the number of images that could not be read, which are not
+        counted; top5_hits counts the true classes among the five (or k) likeliest
     """
 
     confusion: Int[Tensor, "k k"]
@@ -128,7 +135,7 @@ class Evaluation:
 def evaluate(
     model: nn.Module,
     data,
-    normalise: Callable[[Tensor], Tensor],
+    preprocess: Callable[[Tensor], Tensor],
     num_classes: int,
     *,
     class_names: tuple[str, ...] = (),
@@ -139,11 +146,13 @@ def evaluate(
 ) -> Evaluation:
     """Show every image of ``data`` to ``model`` once, and count.
 
-    Units:   data yields (image c h w, label), a label of -1 for an image that is not to be counted; normalise makes a
-             batch ready for the model, as ``Augment.normalise`` does; with an accelerate.Accelerator its processes
-             share the images, and each gets the result of all, else the device is the model's
-    Raises:  ValueError if model and data do not have the same number of classes, or if the model's answers are no
-             numbers
+    Units:
+        data yields (image c h w, label), a label of -1 for an image that is not to be counted; preprocess makes a batch
+        ready for the model, as ``Augment.normalise`` does; with an accelerate.Accelerator its processes share the
+        images, and each gets the result of all, else the device is the model's
+
+    Raises:
+        ValueError: if model and data do not have the same number of classes, or if the model's answers are not finite
     """
     device = accelerator.device if accelerator else next(model.parameters()).device
     share = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
@@ -165,7 +174,7 @@ def evaluate(
             if not len(labels):
                 continue
             with torch.no_grad():
-                logits = model(normalise(images.to(device))).float().cpu()
+                logits = model(preprocess(images.to(device))).float().cpu()
             if logits.shape[1] != num_classes or int(labels.max()) >= num_classes:
                 raise ValueError(
                     f"the model tells {logits.shape[1]} classes apart, the data has {num_classes}, "
@@ -191,40 +200,47 @@ def evaluate(
 # ---- from files
 
 
-def recipe_beside(weights: str | Path) -> Recipe | None:
+def recipe_beside(weights: str | os.PathLike) -> Recipe | None:
     """The recipe by which t2t_ref.train made these weights, from the log in the same folder; None without one."""
 
     def frozen(value):
         return tuple(map(frozen, value)) if isinstance(value, list) else value
 
-    log = Path(weights).with_name("log.jsonl")
+    log = path_of(weights).with_name("log.jsonl")
     if not log.is_file():
         return None
     with log.open(encoding="utf-8") as lines:
         first = json.loads(next(lines, "{}"))
-    return Recipe(**{key: frozen(value) for key, value in first["recipe"].items()}) if "recipe" in first else None
+    known = [field.name for field in fields(Recipe)]  # another version may have had more
+    values = {key: frozen(value) for key, value in first.get("recipe", {}).items() if key in known}
+    return Recipe(**values) if values else None
 
 
-def find_model(weights: str, name: str | None = None, img_size: int | None = None) -> TokenClassifier:
-    """The model that a file holds, whoever wrote it, with its weights and its number of classes.
+def find_model(weights: str | os.PathLike, name: str | None = None, img_size: int | None = None) -> TokenClassifier:
+    """The model that a file holds, whoever wrote it, with its weights and its number of classes. Reads it once.
 
-    Units:   name and img_size, where the file does not say or shall not have it as it says
-    Raises:  ValueError if nobody says which model it is, or if it has no head; else as load_checkpoint
+    Units:
+        name and img_size, where the file does not say or shall not have it as it says
+
+    Raises:
+        ValueError: if nobody says which model it is, or if it has no head; else as load_checkpoint
     """
-    released = next((row for row in RELEASED if row.file == weights.rpartition("/")[2]), None)
-    size = {"img_size": img_size} if img_size else {}
-    if name is None and "class" in open_source(weights)[1]:
-        return load_model(weights, **size)
-    if name is None and released is None:
-        raise ValueError(f"{weights} does not say which model it holds: --model, one of {', '.join(list_models())}")
-    model = create_model(name or released.model, **({"img_size": released.pixels} if released else {}) | size)
-    report = load_checkpoint(model, weights)
-    heads = [entry.stored for entry in report.skipped if entry.name == "head.weight"]
+    size = {} if img_size is None else {"img_size": img_size}
+    stored, shown = read_weights(weights), os.fsdecode(weights)
+    if name is None and stored.class_name:
+        return load_model(stored, **size)
+    released = next((row for row in RELEASED if row.file == re.split(r"[/\\]", shown)[-1]), None)
+    name = name or (released.model if released else stored.variant)
+    if not name:
+        raise ValueError(f"{shown} does not say which model it holds: --model, one of {', '.join(list_models())}")
+    model = create_model(name, **({"img_size": released.pixels} if released else {}) | size)
+    report = load_checkpoint(model, stored)
+    heads = [entry.stored for entry in report.skipped if entry.name == f"{model.head_names[0]}.weight"]
     if heads == [None]:
-        raise ValueError(f"the weights in {weights} have no head, which is what tells classes apart")
+        raise ValueError(f"the weights in {shown} have no head, which is what tells classes apart")
     if heads:  # of another number of classes than ImageNet's
         model.reset_classifier(heads[0][0])
-        load_checkpoint(model, weights)
+        load_checkpoint(model, stored)
     return model
 
 
@@ -233,7 +249,8 @@ def evaluate_recipe(
 ) -> tuple[Evaluation, Recipe]:
     """Evaluate a model on the test data of a recipe, at the model's own image size: the recipe returned has that.
 
-    Raises:  ValueError for a model of images that are not square; as :func:`evaluate` and ``open_data``
+    Raises:
+        ValueError: for a model of images that are not square; as :func:`evaluate` and ``open_data``
     """
     from t2t_ref.data.sources import open_data
     from t2t_ref.train.augment import Augment
@@ -258,44 +275,10 @@ def evaluate_recipe(
     return result, recipe
 
 
-def draw_confusion(result: Evaluation, path: str | Path | None = None):
-    """What each class is wrongly taken for, as a picture. Returns a figure; a file too, if there is a path.
-
-    What is right is left grey, for beside it nothing else could be seen: how much that is stands beside the class.
-
-    Raises:  ValueError for more classes than can be seen
-    """
-    import matplotlib
-    from matplotlib.figure import Figure
-
-    from t2t_ref.book import figures
-
-    k = len(result.confusion)
-    if k > MOST_CLASSES:
-        raise ValueError(f"{k} classes are too many for a picture, expected at most {MOST_CLASSES}")
-    shares = 100 * result.confusion / reduce(result.confusion, "true taken -> true 1", "sum").clamp(min=1)
-    names = [result.name(label) for label in range(k)]
-    right = [f"{name}  ({share:.0f} %)" for name, share in zip(names, shares.diag().tolist(), strict=True)]
-    with matplotlib.rc_context(figures.STYLE):
-        figure = Figure(figsize=(6.4, 5.4))
-        axes = figure.subplots()
-        axes.set_facecolor("#CCCCCC")
-        wrong = shares.fill_diagonal_(float("nan"))
-        picture = axes.imshow(wrong.numpy(), vmin=0, vmax=max(1.0, float(wrong.nan_to_num().max())))
-        axes.set_xticks(range(k), names, rotation=0 if max(map(len, names)) < 3 else 90)
-        axes.set_yticks(range(k), right)
-        axes.set(xlabel="wrongly taken for", ylabel="class (share of it that is right)")
-        figure.colorbar(picture, label="share of the class (%)")
-        if path is not None:
-            figure.savefig(path, dpi=200, format="png")
-    return figure
-
-
 def main(argv: list[str] | None = None) -> int:
     """Run the command line. Returns the exit status."""
-    parser = argparse.ArgumentParser(
-        "python -m t2t_ref.evaluate", description="Evaluate weights: the authors', yours, anybody's."
-    )
+    escape_unknown_letters()
+    parser = Parser("python -m t2t_ref.evaluate", description="Evaluate weights: the authors', yours, anybody's.")
     parser.add_argument("weights", metavar="WEIGHTS", help="path or URL")
     parser.add_argument("--data", metavar="SPEC", help="as of t2t_ref.train; default: what the run was trained on")
     parser.add_argument("--model", metavar="NAME", help="where neither the file nor its name says so")
@@ -305,8 +288,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--workers", type=int, help="processes that read images")
     parser.add_argument("--cpu", action="store_true", help="keep off any GPU")
     parser.add_argument("--output", metavar="DIR", help="write evaluation.json and confusion.png there")
-    options = parser.parse_args(argv)
     try:
+        options = parser.parse_args(argv)
+
         import accelerate
 
         recipe = recipe_beside(options.weights)
@@ -314,7 +298,7 @@ def main(argv: list[str] | None = None) -> int:
             raise ValueError("--data says what to evaluate on, such as imagefolder:PATH")
         if recipe is None:  # mean, deviation and crop are those of the data
             recipe = RECIPES.get(options.data.partition(":")[0].replace("_", "-"), RECIPES["imagenet"])
-        changes = {key: getattr(options, key) for key in ("data", "crop_pct", "batch_size", "workers")}
+        changes = {key: getattr(options, key) for key in ("data", "img_size", "crop_pct", "batch_size", "workers")}
         recipe = replace(recipe, **{key: value for key, value in changes.items() if value is not None})
         if options.output:
             Path(options.output).mkdir(parents=True, exist_ok=True)  # an hour later would be late to find out
@@ -326,6 +310,9 @@ def main(argv: list[str] | None = None) -> int:
             if options.output:
                 write_results(Path(options.output), options.weights, recipe, result)
         accelerator.end_training()
+    except KeyboardInterrupt:
+        print("t2t_ref.evaluate: interrupted", file=sys.stderr)
+        return 128 + signal.SIGINT
     except (ValueError, OSError, ImportError) as error:
         remedy = ': pip install "t2t-ref[train]"' if isinstance(error, ModuleNotFoundError) else ""
         print(f"t2t_ref.evaluate: {error}{remedy}", file=sys.stderr)
@@ -338,6 +325,7 @@ def write_results(folder: Path, weights: str, recipe: Recipe, result: Evaluation
     known = asdict(recipe)
     how = {key: known[key] for key in ("data", "data_options", "img_size", "crop_pct", "interpolation", "mean", "std")}
     content = {"weights": weights, **how, "torch": str(torch.__version__), **result.summary()}
-    (folder / "evaluation.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    text = json.dumps(content, indent=1) + "\n"
+    write_whole(folder / "evaluation.json", lambda draft: draft.write_text(text, encoding="utf-8"))
     if len(result.confusion) <= MOST_CLASSES:
         draw_confusion(result, folder / "confusion.png")

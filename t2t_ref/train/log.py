@@ -1,9 +1,11 @@
-"""What a run writes down as it goes: lines of JSON, and a picture of the curve (chapter 11)."""
+"""What a run writes down as it goes: lines of JSON (chapter 11)."""
 
 import json
 import logging
 import os
+import sys
 from collections.abc import Callable
+from contextlib import contextmanager
 from pathlib import Path
 
 NAME = "log.jsonl"
@@ -11,25 +13,27 @@ LOGGER = logging.getLogger("t2t_ref")  # what the package has to say, such as im
 
 
 class Log:
-    """Lines of JSON, in memory and, with a folder, in log.jsonl.
+    """Lines of JSON, in memory and, once a folder is opened, in log.jsonl.
 
     Each line has a ``kind``: "run" and "resume" say what is run on what; "step" is the mean since the step before;
     "epoch" has the numbers of the test set; "warning" repeats one; "end" closes a run, or says why it stopped.
-
-    Units:   ``size`` bytes of an earlier run's log stay, those that its saved state has seen: what came later will
-             come again
     """
 
-    def __init__(self, folder: Path | None = None, size: int = 0):
+    def __init__(self):
         self.lines: list[dict] = []
         self.file = None
-        if folder is None:
-            return
+
+    def open(self, folder: Path, size: int = 0) -> None:
+        """Write into a folder from now on, behind what an earlier run has written there.
+
+        Units:
+            ``size`` bytes of it stay, those that its saved state has seen: what came later will come again
+        """
         path = folder / NAME
         if path.exists():
             os.truncate(path, min(size, path.stat().st_size))
             self.lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        self.file = open(path, "a", encoding="utf-8")
+        self.file = open(path, "a", encoding="utf-8", newline="\n")
 
     def write(self, kind: str, **values) -> None:
         """Add a line."""
@@ -37,7 +41,7 @@ class Log:
         self.lines.append(line)
         if self.file:
             self.file.write(json.dumps(line) + "\n")
-            self.file.flush()  # one write to a file open for appending: processes that read images may add lines too
+            self.file.flush()
 
     def sync(self) -> int:
         """See that the lines are on the disk, before a state is saved that counts on them. Returns their bytes."""
@@ -46,9 +50,12 @@ class Log:
 
     def close(self) -> None:
         """Close the file. The lines stay in memory."""
-        if self.file:
-            self.file.close()
-            self.file = None
+        file, self.file = self.file, None
+        if file:
+            try:
+                file.close()
+            except OSError:  # a full disk, and it has been said
+                pass
 
 
 class WarningsToLog(logging.Handler):
@@ -60,36 +67,33 @@ class WarningsToLog(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Called by Python's logging for each warning."""
-        self.log.write("warning", message=record.getMessage())
+        try:
+            self.log.write("warning", message=record.getMessage())
+        except OSError:  # the next line of the run itself will say so
+            pass
         self.say(record.getMessage())
 
 
-def draw_curve(lines: list[dict], path: str | os.PathLike | None = None):
-    """Loss and accuracy against epochs, as a figure in the style of the book, and as a file if there is a path."""
-    import matplotlib
-    from matplotlib.figure import Figure
+@contextmanager
+def logging_to(log: Log, say: Callable[[str], object]):
+    """A context in which the package's warnings go into ``log``. At its end the log is closed."""
+    handler = WarningsToLog(log, say)
+    LOGGER.addHandler(handler)
+    try:
+        yield log
+    finally:
+        LOGGER.removeHandler(handler)
+        log.close()
 
-    from t2t_ref.book import figures
 
-    steps = [line for line in lines if line["kind"] == "step"]
-    epochs = [line for line in lines if line["kind"] == "epoch" and "test_loss" in line]
-    with matplotlib.rc_context(figures.STYLE):  # not pyplot: a run leaves no open figure behind
-        figure = Figure()
-        left, right = figure.subplots(1, 2)
-        left.plot([s["epoch"] for s in steps], [s["loss"] for s in steps], color=figures.OTHER, label="training")
-        left.plot(
-            [e["epoch"] for e in epochs],
-            [e["test_loss"] for e in epochs],
-            color=figures.TOKEN,
-            marker=".",
-            label="test",
-        )
-        left.set(xlabel="epochs", ylabel="loss (nats)")
-        left.legend(frameon=False)
-        right.plot(
-            [e["epoch"] for e in epochs], [100 * e["test_accuracy"] for e in epochs], color=figures.TOKEN, marker="."
-        )
-        right.set(xlabel="epochs", ylabel="test accuracy (%)")
-        if path is not None:
-            figure.savefig(path, dpi=200, format="png")
-    return figure
+def printable(text: str) -> str:
+    """Text with escapes for letters that standard output does not know: names of files may be in any encoding."""
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    return text.encode(encoding, "backslashreplace").decode(encoding)
+
+
+def escape_unknown_letters() -> None:
+    """The same for all that a command prints."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # not in a notebook
+            stream.reconfigure(errors="backslashreplace")

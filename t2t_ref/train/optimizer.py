@@ -18,8 +18,11 @@ def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict]:
     token and a learned position table, do not. Frozen parameters are in no group: the sinusoid table, and the
     performer's random directions.
 
-    Raises:  ValueError for a model without trainable parameters
-    Source:  authors' code, with timm's ``add_weight_decay``; the rates of transfer from their transfer_learning.py
+    Raises:
+        ValueError: for a model without trainable parameters
+
+    Source:
+        authors' code, with timm's ``add_weight_decay``; the rates of transfer from their transfer_learning.py
     """
     spared = set() if recipe.decay_all else set(getattr(model, "no_weight_decay", set)())
     groups: dict[tuple[float, float], dict] = {}
@@ -51,9 +54,12 @@ def learning_rate(recipe: Recipe, epoch: int | float, base: float | None = None)
     The cosine counts from epoch 0, as if it had run during the warm-up, so the curve jumps a little where the warm-up
     ends.
 
-    Units:   ``epoch`` counts from 0, whole where the rate moves once an epoch; base is the top rate of the group of
-             parameters, None means that of the recipe
-    Source:  timm's ``CosineLRScheduler`` without ``warmup_prefix``, as the authors use it
+    Units:
+        ``epoch`` counts from 0, whole where the rate moves once an epoch; base is the top rate of the group of
+        parameters, None means that of the recipe
+
+    Source:
+        timm's ``CosineLRScheduler`` without ``warmup_prefix``, as the authors use it
     """
     base = recipe.lr if base is None else base
     if epoch < recipe.warmup_epochs:
@@ -77,8 +83,9 @@ def make_scheduler(optimizer: torch.optim.Optimizer, recipe: Recipe, updates_per
 class WeightAverage(AveragedModel):
     """Exponential moving average of the weights, starting from those that the model has now.
 
-    Source:  decay and start as timm's ``ModelEma``, which the authors use; the decay of a warm-up as TensorFlow's
-             ``ExponentialMovingAverage``
+    Source:
+        decay and start as timm's ``ModelEma``, which the authors use; the decay of a warm-up as TensorFlow's
+        ``ExponentialMovingAverage``
     """
 
     def __init__(self, model: nn.Module, decay: float, warmup: bool = False):

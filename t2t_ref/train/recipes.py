@@ -6,107 +6,154 @@ equal recipes are equal. ``python -m t2t_ref.train NAME --print-recipe`` prints 
 
 import difflib
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import Field, dataclass, field, fields, replace
 
 from t2t_ref.arguments import check_known
 from t2t_ref.data.images import IMAGENET_MEAN, IMAGENET_STD
 
 Options = tuple[tuple[str, object], ...]  # arguments by name, as pairs: frozen, and of plain values
+SHARE, COUNT, AT_LEAST_1, NOT_NEGATIVE, POSITIVE = "[0, 1]", "[0, inf)", "[1, inf)", "[0, inf)", "(0, inf)"
+IN_PILLOW = (
+    "nearest",
+    "box",
+    "bilinear",
+    "hamming",
+    "bicubic",
+    "lanczos",
+)  # of images that are cut where they are read
+
+
+def entry(default: object, text: str = "", within: str = "", one_of: tuple[str, ...] = (), heading: str = ""):
+    """A field of a recipe, with all that is to be said of it.
+
+    Units:
+        text is the help of the command line; within an interval such as "[0, 1)", of every number of the field; one_of
+        the words that it may hold; heading begins a new group of fields
+    """
+    return field(default=default, metadata={"help": text, "within": within, "one_of": one_of, "heading": heading})
 
 
 @dataclass(frozen=True)
 class Recipe:
     """One training run. The names of the fields are the options of the command line.
 
-    Units:   epochs may be cut anywhere by ``updates_per_epoch``; batch_size is images a process and a step; image sizes
-             and paddings are pixels; rates and probabilities are from 0 to 1, and 0 switches a thing off
-    Raises:  ValueError for an unknown optimizer or precision, a count below 1, more warm-up and cool-down than epochs
+    Units:
+        epochs may be cut anywhere by ``updates_per_epoch``; batch_size is images a process and a step; image sizes and
+        paddings are pixels; rates and probabilities are from 0 to 1, and 0 switches a thing off
+
+    Raises:
+        ValueError: for an unknown optimizer, precision or interpolation, a number out of its range, and more warm-up
+            and cool-down than epochs
     """
 
-    # data
-    data: str = "digits"  # or scattered-digits, cifar10, cifar100, imagefolder:PATH, hub:NAME
-    data_options: Options = ()  # arguments of the data set, such as clutter of the scattered digits
-    test_split: str = "test"  # "val" keeps the test digits unseen while a recipe is being chosen
-    epoch_samples: int = 0  # length of an epoch, where samples are drawn without end; 0: the data set says
-    workers: int = 0  # processes that read images, for each training process
+    data: str = entry("digits", "or scattered-digits, cifar10, cifar100, imagefolder:PATH, hub:NAME", heading="data")
+    data_options: Options = entry((), "arguments of the dataset, such as clutter of the scattered digits")
+    test_split: str = entry("test", '"val" keeps the test digits unseen while a recipe is being chosen')
+    epoch_samples: int = entry(0, "length of an epoch, where samples are drawn without end; 0: the dataset says", COUNT)
+    workers: int = entry(0, "processes that read images, for each training process", COUNT)
 
-    # model
-    model: str = "t2t_vit_14"  # one of t2t_ref.list_models()
-    model_options: Options = ()  # further arguments of create_model, such as depth
-    model_weights: str | None = None  # to start from: a path, a URL, or "released" for those of the authors
-    img_size: int = 224  # pixels
-    drop_path: float = 0.0  # of the last block; the others have less
-    compile: bool = False  # torch.compile
+    model: str = entry("t2t_vit_14", "one of t2t_ref.list_models()", heading="model")
+    model_options: Options = entry((), "further arguments of create_model, such as depth")
+    model_weights: str | None = entry(None, 'to start from: a path, a URL, or "released" for those of the authors')
+    img_size: int = entry(224, "pixels", AT_LEAST_1)
+    drop_path: float = entry(0.0, "of the last block; the others have less", "[0, 1)")
+    compile: bool = entry(False, "torch.compile")
 
-    # length and batch
-    epochs: int = 310  # warm-up and cool-down are part of them
-    updates_per_epoch: int = 0  # end an epoch after so many; 0: at the end of the data
-    batch_size: int = 64  # images a process and a step
-    accumulate: int = 1  # batches whose gradients are added up for one update
-    precision: str = "no"  # automatic mixed precision: "no", "fp16" or "bf16"
-    seed: int = 0  # of the fresh weights, the order and every draw
+    epochs: int = entry(310, "warm-up and cool-down are part of them", AT_LEAST_1, heading="length and batch")
+    updates_per_epoch: int = entry(0, "end an epoch after so many; 0: at the end of the data", COUNT)
+    batch_size: int = entry(64, "images a process and a step", AT_LEAST_1)
+    accumulate: int = entry(1, "batches whose gradients are added up for one update", AT_LEAST_1)
+    precision: str = entry("no", 'automatic mixed precision: "no", "fp16" or "bf16"', one_of=("no", "fp16", "bf16"))
+    seed: int = entry(0, "of the fresh weights, the order and every draw", COUNT)
 
-    # optimizer and learning rate
-    optimizer: str = "adamw"  # or "sgd"
-    lr: float = 5e-4  # at the top of its curve
-    weight_decay: float = 0.05  # of matrices; not of biases, norms, the class token
-    decay_all: bool = False  # weight decay for those too
-    momentum: float = 0.9  # of sgd
-    clip_grad: float | None = None  # largest norm of all gradients together
-    backbone_lr_factor: float = 1.0  # everything but the head learns slower by this, when weights are transferred
-    min_lr: float = 1e-5  # where the cosine ends
-    warmup_lr: float = 1e-6  # where the warm-up starts
-    warmup_epochs: int = 10  # in a line up, before the cosine
-    cooldown_epochs: int = 10  # at min_lr, after the cosine
-    lr_per_update: bool = False  # move along the curve at every update; the authors do once an epoch
+    optimizer: str = entry("adamw", 'or "sgd"', one_of=("adamw", "sgd"), heading="optimizer and learning rate")
+    lr: float = entry(5e-4, "at the top of its curve", POSITIVE)
+    weight_decay: float = entry(0.05, "of matrices; not of biases, norms, the class token", NOT_NEGATIVE)
+    decay_all: bool = entry(False, "weight decay for those too")
+    momentum: float = entry(0.9, "of sgd", "[0, 1)")
+    clip_grad: float | None = entry(None, "largest norm of all gradients together", POSITIVE)
+    backbone_lr_factor: float = entry(
+        1.0, "everything but the head learns slower by this, when weights are transferred", NOT_NEGATIVE
+    )
+    min_lr: float = entry(1e-5, "where the cosine ends", NOT_NEGATIVE)
+    warmup_lr: float = entry(1e-6, "where the warm-up starts", NOT_NEGATIVE)
+    warmup_epochs: int = entry(10, "in a line up, before the cosine", COUNT)
+    cooldown_epochs: int = entry(10, "at min_lr, after the cosine", COUNT)
+    lr_per_update: bool = entry(False, "move along the curve at every update; the authors do once an epoch")
 
-    # average of the weights
-    ema_decay: float = 0.0  # 0: no average
-    ema_warmup: bool = False  # decay at most (1 + t) / (10 + t) after t updates, for short runs
+    ema_decay: float = entry(0.0, "0: no average", "[0, 1)", heading="average of the weights")
+    ema_warmup: bool = entry(False, "decay at most (1 + t) / (10 + t) after t updates, for short runs")
 
-    # labels and mixing
-    smoothing: float = 0.0  # share of the target that all classes get
-    mixup: float = 0.0  # the alpha of its beta distribution
-    cutmix: float = 0.0  # likewise
-    mix_probability: float = 1.0  # of a batch to be mixed at all
-    switch_probability: float = 0.5  # of cutmix, where both are on
+    smoothing: float = entry(0.0, "share of the target that all classes get", SHARE, heading="labels and mixing")
+    mixup: float = entry(0.0, "the alpha of its beta distribution", NOT_NEGATIVE)
+    cutmix: float = entry(0.0, "likewise", NOT_NEGATIVE)
+    mix_probability: float = entry(1.0, "of a batch to be mixed at all", SHARE)
+    switch_probability: float = entry(0.5, "of cutmix, where both are on", SHARE)
 
-    # augmentation
-    crop_scale: tuple[float, float] = (1.0, 1.0)  # share of the area; (1, 1) with ratio (1, 1): no random crop
-    crop_ratio: tuple[float, float] = (1.0, 1.0)  # width by height
-    pad_crop: int = 0  # pad by so many pixels, then crop anywhere
-    flip: float = 0.0  # probability of a mirrored image
-    train_interpolation: str = "bicubic"  # "random": bilinear or bicubic, by chance
-    rand_augment: float = 0.0  # magnitude, up to 10
-    rand_augment_ops: int = 2  # operations for each image
-    rand_augment_std: float = 0.5  # of the magnitude
-    erasing: float = 0.0  # one rectangle of noise, with this probability
+    crop_scale: tuple[float, float] = entry(
+        (1.0, 1.0), "share of the area; (1, 1) with ratio (1, 1): no random crop", "(0, 1]", heading="augmentation"
+    )
+    crop_ratio: tuple[float, float] = entry((1.0, 1.0), "width by height", POSITIVE)
+    pad_crop: int = entry(0, "pad by so many pixels, then crop anywhere", COUNT)
+    flip: float = entry(0.0, "probability of a mirrored image", SHARE)
+    train_interpolation: str = entry(
+        "bicubic", '"random": bilinear or bicubic, by chance', one_of=(*IN_PILLOW, "random")
+    )
+    rand_augment: float = entry(0.0, "magnitude, up to 10", "[0, 10]")
+    rand_augment_ops: int = entry(2, "operations for each image", AT_LEAST_1)
+    rand_augment_std: float = entry(0.5, "of the magnitude", NOT_NEGATIVE)
+    erasing: float = entry(0.0, "one rectangle of noise, with this probability", SHARE)
 
-    # evaluation, and what the numbers of an image mean
-    interpolation: str = "bicubic"  # of the resized image
-    crop_pct: float = 1.0  # side of the crop, as a share of the resized image
-    mean: tuple[float, ...] = (0.5, 0.5, 0.5)  # of the values from 0 to 1 in each channel
-    std: tuple[float, ...] = (0.5, 0.5, 0.5)  # and their standard deviation
+    interpolation: str = entry(
+        "bicubic",
+        "of the resized image",
+        one_of=IN_PILLOW,
+        heading="evaluation, and what the numbers of an image mean",
+    )
+    crop_pct: float = entry(1.0, "side of the crop, as a share of the resized image", "(0, 1]")
+    mean: tuple[float, ...] = entry((0.5, 0.5, 0.5), "of the values from 0 to 1 in each channel", "(-inf, inf)")
+    std: tuple[float, ...] = entry((0.5, 0.5, 0.5), "and their standard deviation", POSITIVE)
 
-    # how often, in epochs or updates; 0: never. None of these changes the weights
-    evaluate_every: int = 1  # epochs
-    save_every: int = 1  # epochs
-    save_every_updates: int = 0  # updates
-    log_every: int = 50  # updates
+    evaluate_every: int = entry(
+        1, "epochs", COUNT, heading="how often, in epochs or updates; 0: never. None of these changes the weights"
+    )
+    save_every: int = entry(1, "epochs", COUNT)
+    save_every_updates: int = entry(0, "updates", COUNT)
+    log_every: int = entry(50, "updates", COUNT)
 
     def __post_init__(self):
-        check_known("optimizer", self.optimizer, ("adamw", "sgd"))
-        check_known("precision", self.precision, ("no", "fp16", "bf16"))
-        for name in ("epochs", "batch_size", "accumulate", "img_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
+        for each in fields(self):
+            check_value(each, getattr(self, each.name))
+        for name in ("crop_scale", "crop_ratio"):
+            if getattr(self, name)[0] > getattr(self, name)[1]:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected the smaller number first")
+        if len(self.mean) != len(self.std):
+            raise ValueError(f"mean has {len(self.mean)} channels and std {len(self.std)}, expected as many")
         if self.warmup_epochs + self.cooldown_epochs > self.epochs:
             raise ValueError(
                 f"{self.warmup_epochs} warm-up and {self.cooldown_epochs} cool-down epochs do not fit in "
                 f"{self.epochs} epochs: set warmup_epochs and cooldown_epochs too"
             )
-        if not 0 <= self.ema_decay < 1:
-            raise ValueError(f"ema_decay is {self.ema_decay}, expected 0 (off) or less than 1")
+
+
+def check_value(each: Field, value: object) -> None:
+    """Refuse a value that a field cannot have.
+
+    Raises:
+        ValueError: with the value found and what was expected
+    """
+    if each.metadata["one_of"]:
+        check_known(each.name, value, each.metadata["one_of"])
+    interval = each.metadata["within"]
+    if not interval or value is None:
+        return
+    low, high = map(float, interval[1:-1].split(","))
+    kinds, kind = (int, "a whole number") if each.type is int else (int | float, "a number")
+    for number in value if isinstance(value, tuple) else (value,):
+        fits = isinstance(number, kinds) and not isinstance(number, bool) and low <= number <= high  # NaN is nowhere
+        at_open_end = (interval[0] == "(" and number == low) or (interval[-1] == ")" and number == high)
+        if not fits or at_open_end:
+            raise ValueError(f"{each.name} is {value!r}, expected {kind} in {interval}")
 
 
 CIFAR_MEAN, CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
@@ -258,13 +305,14 @@ def find_recipe(name: str, changes: Mapping[str, object] | None = None) -> Recip
     Another ``model`` brings its own weight decay and rate to the ImageNet recipe, as in the authors' README, and drops
     ``model_options``, which belong to the model of the recipe. What ``changes`` name comes last.
 
-    Raises:  ValueError for an unknown recipe or field, with the nearest ones
+    Raises:
+        ValueError: for an unknown recipe or field, with the nearest ones
     """
     known = {key.replace("_", "-"): key for key in RECIPES}
     check_known("recipe", name.replace("_", "-"), list(known))
     name, changes = known[name.replace("_", "-")], dict(changes or {})
-    for field in changes:
-        check_field(field)
+    for key in changes:
+        check_field(key)
     recipe = RECIPES[name]
     if changes.get("model", recipe.model) != recipe.model:
         implied = IMAGENET_BY_MODEL.get(changes["model"], {}) if name == "imagenet" else {}
@@ -275,9 +323,10 @@ def find_recipe(name: str, changes: Mapping[str, object] | None = None) -> Recip
 def check_field(name: str, also: tuple[str, ...] = ()) -> None:
     """Refuse a name that is neither a field of a recipe nor one of ``also``.
 
-    Raises:  ValueError, with the nearest fields
+    Raises:
+        ValueError: with the nearest fields
     """
-    known = [*(field.name for field in fields(Recipe)), *also]
+    known = [*(each.name for each in fields(Recipe)), *also]
     if name not in known:
         near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
         hint = f": did you mean {' or '.join(near)}?" if near else ""

@@ -13,7 +13,7 @@ from itertools import islice
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset, IterableDataset, Subset
+from torch.utils.data import Dataset, IterableDataset, Subset, TensorDataset
 
 from t2t_ref.data.workers import read_batches
 
@@ -47,9 +47,10 @@ def generators_kept():
 
 
 class Reproducible(Dataset):
-    """A data set whose random transforms depend on (seed, epoch, index), not on the worker that reads the image.
+    """A dataset whose random transforms depend on (seed, epoch, index), not on the worker that reads the image.
 
-    One with ``__getitems__`` is asked for a whole batch, and seeds what it draws itself.
+    One with ``__getitems__`` is asked for a whole batch, and seeds what it draws itself. One that draws nothing says
+    so by ``draws = False``, and is not wrapped.
     """
 
     def __init__(self, data, seed: int, epoch: int):
@@ -82,7 +83,8 @@ def training_batches(
 ) -> Iterator:
     """Batches of one epoch for one process, from batch ``first`` on.
 
-    Units:   a data set with a length and an index is shuffled and shared out here; a stream does both itself
+    Units:
+        a dataset with a length and an index is shuffled and shared out here; a stream does both itself
     """
     if hasattr(data, "set_epoch"):
         data.set_epoch(epoch)
@@ -90,9 +92,10 @@ def training_batches(
     options = dict(workers=workers, pin_memory=torch.cuda.is_available())
     if isinstance(data, IterableDataset):  # no index to start from: what was seen before is read again, and left out
         yield from islice(read_batches(data, batch_size=size, drop_last=True, **options), first, None)
-    else:
-        indices = batch_indices(len(data), seed, epoch, size, rank, world, first)
-        yield from read_batches(Reproducible(data, seed, epoch), batch_sampler=indices, **options)
+        return
+    indices = batch_indices(len(data), seed, epoch, size, rank, world, first)
+    draws = getattr(data, "draws", type(data) is not TensorDataset)
+    yield from read_batches(Reproducible(data, seed, epoch) if draws else data, batch_sampler=indices, **options)
 
 
 def evaluation_batches(data, size: int, rank: int, world: int, workers: int) -> Iterator:

@@ -1,15 +1,21 @@
-"""When a run ends before its end: numbers that are none, and signals (chapters 11 and 17)."""
+"""When a run does not begin, or ends before its end: refusals, NaN, and signals (chapters 11 and 17)."""
 
 import signal
 import threading
+import time
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
 
+class CannotStart(ValueError):
+    """The run cannot begin as asked; the message says what to do."""
+
+
 class NotFinite(Exception):
-    """The loss or a gradient is infinite or not a number; the message says where it came from."""
+    """The loss or a gradient is infinite or NaN; the message says where it came from."""
 
 
 class Interrupted(Exception):
@@ -48,6 +54,21 @@ class Signals:
                 signal.signal(number, handler)
 
 
+def interruptible(batches: Iterable, signals: Signals) -> Iterator:
+    """The same batches. If the processes that read them end because of a signal to all, so does the run, in order.
+
+    Raises:
+        Interrupted
+    """
+    try:
+        yield from batches
+    except Exception as error:
+        time.sleep(1)  # the signal may reach this process last
+        if not signals.number:
+            raise
+        raise Interrupted("the processes that read images have ended", signals.number) from error
+
+
 def largest_outputs(model: nn.Module, forward) -> str:
     """Run ``forward()`` with an eye on every layer, and say in words which outputs are largest, or not finite."""
     largest: dict[str, float] = {}
@@ -56,7 +77,7 @@ def largest_outputs(model: nn.Module, forward) -> str:
     def watch(name: str, module: nn.Module):
         def note(module, inputs, output):
             if isinstance(output, Tensor):
-                size = float(output.detach().abs().max())  # of values with a nan among them: nan
+                size = float(output.detach().abs().max())  # of values with a NaN among them: NaN
                 if size < float("inf"):
                     largest[name] = max(largest.get(name, 0.0), size)
                 else:

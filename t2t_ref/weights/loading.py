@@ -1,53 +1,33 @@
-"""Weights from files and into files (chapter 14).
+"""Weights into a model: names, heads, position tables, shapes, and a report of it all (chapter 14)."""
 
-Three functions are for users: :func:`load_checkpoint` reads the files that people have, :func:`save_checkpoint` and
-:func:`load_model` write and read the one format that needs nothing else. None of them ever runs code from a file.
-"""
-
-import argparse
 import functools
-import hashlib
-import http.client
-import json
 import math
 import os
 import re
-import ssl
-import urllib.error
-import urllib.parse
-import uuid
-import warnings
+from collections import Counter
 from collections.abc import Mapping
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
-from t2t_ref._version import __version__
 from t2t_ref.arguments import pair
-from t2t_ref.create import DESIGNS, VARIANTS, create_model
-from t2t_ref.models.classifier import TokenClassifier
-from t2t_ref.models.position import resize_position_table
-from t2t_ref.models.t2t_vit import T2TViT
-from t2t_ref.models.vit import ViT
-from t2t_ref.weights.released import RELEASE
+from t2t_ref.models import VARIANTS, build
+from t2t_ref.models.classifier import Classifier
+from t2t_ref.weights.files import Stored, choose, read_weights
 
-CLASSES = {model.__name__: model for model in (T2TViT, ViT, *DESIGNS.values())}  # those that load_model may build
-HEAD = ("head.weight", "head.bias")
-WEIGHT_ENTRIES = ("state_dict_ema", "state_dict", "net", "model")  # where training scripts put the weights
-WRAPPERS = ("module.", "_orig_mod.", "backbone.")  # DataParallel, torch.compile, mmpretrain
+# what PyTorch's wrappers put into names: data parallel and averaged, compiled, sharded, recomputed
+WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+COUNTERS = ("n_averaged", "num_updates", "decay", "initted", "step")  # which averaging keeps beside the weights
 MMPRETRAIN = (  # its names, ours
-    (r"^head\.layers\.head\.", "head."),
-    (r"^encoder\.", "blocks."),
+    (r"\bhead\.layers\.head\.", "head."),
+    (r"\bencoder\.(\d+)\.", r"blocks.\1."),
     (r"\.ln([12])\.", r".norm\1."),
     (r"\.ffn\.layers\.0\.0\.", ".mlp.fc1."),
     (r"\.ffn\.layers\.1\.", ".mlp.fc2."),
 )
-HTML_STARTS = (b"<!doctype", b"<html", b"<head", b"<?xml")
-NETWORK_ERRORS = (urllib.error.URLError, http.client.HTTPException, ssl.SSLError, ConnectionError, TimeoutError)
+TIMM = ((r"\bhead\.fc\.", "head."),)  # the names of its pooling heads
 
 
 # ---- the report
@@ -108,8 +88,8 @@ class LoadReport:
 
 
 def load_checkpoint(
-    model: TokenClassifier,
-    source: str | os.PathLike | Mapping,
+    model: nn.Module,
+    source: str | bytes | os.PathLike | Mapping | Stored,
     *,
     use_ema: bool = True,
     strict: bool = True,
@@ -118,242 +98,257 @@ def load_checkpoint(
 ) -> LoadReport:
     """Load weights into ``model``, and report what was done with each entry.
 
-    Reads the authors' files (``state_dict_ema`` before ``state_dict``) and their CIFAR files (``net``), plain state
-    dicts, old and new torch files, safetensors; names with ``module.`` in front, and those of mmpretrain. Two things
-    are adapted: if the number of classes differs, the head stays as it is in the model; if the grid of tokens differs,
-    the position table is resized. With ``strict`` anything else that does not fit is refused; without it such
-    entries are left out, and the report says so. If an error is raised, the model is what it was. Weights take the
-    dtype and the device of the model.
+    Reads the authors' files (``state_dict_ema`` before ``state_dict``) and their CIFAR files (``net``), those of DeiT
+    (``model_ema``, ``model``), of Lightning and most other scripts, plain state dicts, old and new torch files,
+    safetensors. Averaged weights are taken where there are some. What all names have in front is left out, whatever it
+    is (``module.``, ``model.``, ``encoder.``), and so is what PyTorch's wrappers put between; mmpretrain's names are
+    turned into the authors'. ``model`` may be wrapped too: compiled, parallel, or part of a larger module.
+
+    Two things are adapted: if the number of classes differs, the head stays as it is in the model; if the grid of
+    tokens differs, the position table is resized. With ``strict`` anything else that does not fit is refused; without
+    it such entries are left out, and the report says so. If an error is raised, the model is what it was. Weights take
+    the dtype and the device of the model.
 
     mmpretrain's T2T layers scale the scores by 64 ** -0.5 since March 2023, where the authors and we have
     147 ** -0.5 and 576 ** -0.5. For weights trained there since, set
     ``model.tokens_to_token.attention1.attn.scale`` and ``attention2.attn.scale`` to 64 ** -0.5 after loading.
 
-    Units:   source is a path, a URL (kept in torch.hub's cache) or a mapping; use_ema=False asks for the weights
-             without averaging, if the file has both; progress shows a bar while a URL is fetched; grid is (rows,
-             columns) of the stored position table. Without it the grid is the one that save_checkpoint wrote down, else
-             a square: a table of 197 rows is 14 x 14, also for a model whose own 196 tokens are 7 x 28
-    Raises:  ValueError for a file that holds no weights, is damaged or holds anything but data, and for weights that
-             do not fit, with lists; FileNotFoundError for a path that is not there; ConnectionError for a URL that
-             cannot be reached
-    """
-    if isinstance(source, Mapping):
-        content, recorded, origin = source, {}, "the mapping"
-    else:
-        content, recorded = open_source(source, progress)
-        origin = os.fspath(source)
-    weights, entry, recorded = find_weights(content, use_ema, recorded, origin)
-    weights, notes = our_names(weights, origin)
-    fitted, report, problems = fit(model, weights, grid, recorded)
-    if (strict and problems) or not report["loaded"]:
-        raise ValueError("\n".join(complaint(origin, weights, problems)))
-    for name in fitted:  # random directions beside trained keys and queries would be silently wrong
-        directions = name.removesuffix("kqv.weight") + "w"
-        if name.endswith("kqv.weight") and directions not in fitted:
-            raise ValueError(f"{origin} has {name}, but no {directions} that fits: the two belong together")
+    Units:
+        source is a path, a URL (kept in torch.hub's cache), a mapping or what read_weights gave; use_ema=False asks for
+        the weights without averaging, if the file has both; progress shows a bar while a URL is fetched; grid is (rows,
+        columns) of the stored position table. Without it the grid is the one that save_checkpoint wrote down, else a
+        square: a table of 197 rows is 14 x 14, also for a model whose own 196 tokens are 7 x 28
 
-    own = model.state_dict()  # the entries share their memory with the model's
+    Raises:
+        ValueError: for a file that holds no weights, is damaged or holds anything but data, and for weights that do not
+            fit, with lists
+        TypeError: for a model that is none of this package's
+        FileNotFoundError: for a path that is not there
+        ConnectionError: for a URL that cannot be reached
+    """
+    model = unwrap(model)
+    own = {plain_name(name): entry for name, entry in model.state_dict().items()}  # shares its memory with the model
     if any(entry.is_meta for entry in own.values()):
         raise ValueError("the model is on the meta device, without memory: model.to_empty(device=...) first")
+    stored = read_weights(source, use_ema, progress)
+    shapes = {name: tuple(entry.shape) for name, entry in own.items()}
+
+    weights, notes = rename(stored.weights, shapes, use_ema, stored.origin)
+    computed = {name for name in weights if name.rpartition(".")[2] in model.computed}
+    if computed:
+        weights = {name: value for name, value in weights.items() if name not in computed}
+        notes.append(f"not taken, since the model computes it: {', '.join(model.computed)} ({len(computed)} entries)")
+    weights, shapes, skipped = drop_heads(weights, shapes, model.head_names)
+    resized, adapted = resize_tables(weights, shapes, model, grid, stored.arguments)
+    fitting, problems = check_shapes(weights | resized, shapes)
+    problems |= check_heads(stored, model)
+
+    if (strict and problems) or not fitting.keys() - resized.keys():
+        raise ValueError("\n".join(complaint(stored.origin, weights, problems)))
+    for name in fitting:  # random directions beside trained keys and queries would be silently wrong
+        directions = name.removesuffix("kqv.weight") + "w"
+        if name.endswith("kqv.weight") and directions not in fitting:
+            raise ValueError(f"{stored.origin} has {name}, but no {directions} that fits: the two belong together")
     with torch.no_grad():
-        for name, tensor in fitted.items():
+        for name, tensor in fitting.items():
             own[name].copy_(tensor)
-    origin = f"{origin}, entry {entry!r}" if entry else origin
-    return LoadReport(origin, report["loaded"], report["adapted"], report["skipped"], notes + report["notes"])
 
-
-def open_source(source: str | os.PathLike, progress: bool = True) -> tuple[object, dict]:
-    """Content of a path or a URL, and the arguments that save_checkpoint wrote down, if it did.
-
-    Raises:  ConnectionError, with the remedy, for a URL that cannot be reached; as :func:`read_file`
-    """
-    text = os.fspath(source)
-    if not re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", text):
-        return read_file(Path(text), text)
-
-    name = Path(urllib.parse.unquote(urllib.parse.urlsplit(text).path)).name or "weights"
-    if not text.startswith(RELEASE):  # elsewhere many files are called model.safetensors
-        name = f"{hashlib.sha256(text.encode()).hexdigest()[:8]}-{name}"
-    folder = Path(torch.hub.get_dir()) / "checkpoints"
-    cached = folder / name
-    if cached.exists():
-        return read_file(cached, f"{cached} (in torch.hub's cache: delete it to download it again)")
-    folder.mkdir(parents=True, exist_ok=True)
-    fresh = folder / f"{name}.{uuid.uuid4().hex}.partial"
-    try:
-        torch.hub.download_url_to_file(text, str(fresh), progress=progress)
-        content = read_file(fresh, text)  # a connection that breaks off leaves half a file, which is refused here
-        os.replace(fresh, cached)
-    except NETWORK_ERRORS as error:
-        raise ConnectionError(
-            f"cannot download {text}: {getattr(error, 'reason', None) or error}. Fetch it where there is a network, "
-            f"then put it at {cached}, or give its path to load_checkpoint(model, path)"
-        ) from error
-    finally:
-        fresh.unlink(missing_ok=True)
-    return content
-
-
-def read_file(path: Path, shown: str) -> tuple[object, dict]:
-    """Content of a file of weights, and the arguments that save_checkpoint wrote down, if it did.
-
-    Raises:  FileNotFoundError; ValueError for anything that is not a whole file of weights and nothing but weights
-    """
-    if not path.exists():
-        raise FileNotFoundError(f"no file of weights at {shown} (looked from {Path.cwd()})")
-    if not path.is_file():
-        raise ValueError(f"{shown} is not a file; expected a file of weights")
-    with path.open("rb") as file:
-        start = file.read(512)
-    if not start:
-        raise ValueError(f"{shown} is empty; expected a file of weights")
-    if start.removeprefix(b"\xef\xbb\xbf").lstrip().lower().startswith(HTML_STARTS):
-        raise ValueError(f"{shown} is a web page, not weights: fetch the file itself, not the page about it")
-    if path.suffix == ".safetensors" or start[8:9] == b"{":
-        return read_safetensors(path, shown)
-    try:
-        # the authors' files hold the arguments of their training script in one: names and plain values
-        with warnings.catch_warnings(action="ignore"), allowed_by_name(argparse.Namespace):
-            return torch.load(path, map_location="cpu", weights_only=True), {}
-    except Exception as error:  # damaged bytes raise almost anything
-        reason = str(error).partition("WeightsUnpickler error: ")[2] or f"{type(error).__name__}: {error}"
-    # outside of the except clause, and in our words: torch's advise to switch the protection off
-    foreign = re.search(r"GLOBAL ([\w.]+)", reason)
-    if foreign:
-        raise ValueError(
-            f"{shown} asks for {foreign[1]}, which is code or an object; expected tensors, numbers and text. "
-            "Nothing of it was run. If you made the file yourself, write its state_dict alone"
-        )
-    reason = re.split(r"[\n(]|\. ", reason.strip())[0].strip()
-    raise ValueError(f"{shown} is no file of weights, or not whole ({reason}); fetch it anew")
-
-
-@contextmanager
-def allowed_by_name(*classes: type):
-    """Let torch.load read these classes, with weights_only. torch has a context for it since 2.5, a list in 2.4."""
-    if hasattr(torch.serialization, "safe_globals"):
-        with torch.serialization.safe_globals(classes):
-            yield
-    else:
-        before = list(torch.serialization.get_safe_globals())  # a copy: it hands out its own list
-        torch.serialization.add_safe_globals(classes)
-        try:
-            yield
-        finally:
-            torch.serialization.clear_safe_globals()
-            torch.serialization.add_safe_globals(before)
-
-
-def read_safetensors(path: Path, shown: str) -> tuple[dict[str, Tensor], dict]:
-    """Tensors of a safetensors file, and the class and arguments that save_checkpoint wrote down, if it did.
-
-    Raises:  ImportError without the package safetensors; ValueError for a file that is none, or not whole
-    """
-    try:
-        from safetensors import safe_open
-    except ImportError as error:
-        raise ImportError(f"{shown} is a safetensors file: pip install safetensors") from error
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            # copies: a tensor that maps the file would change, or crash, when the file is written over
-            content = {name: file.get_tensor(name).clone() for name in file.keys()}
-        recorded = json.loads(metadata["arguments"]) | {"class": metadata["class"]} if "t2t_ref" in metadata else {}
-        recorded = {key: tuple(value) if isinstance(value, list) else value for key, value in recorded.items()}
-    except Exception as error:  # SafetensorError, and whatever a damaged header leads to
-        raise ValueError(f"{shown} is no safetensors file, or not whole ({error}); fetch it anew") from error
-    return content, recorded
-
-
-def find_weights(content: object, use_ema: bool, recorded: dict, origin: str) -> tuple[Mapping, str, dict]:
-    """The entries of the state dict in ``content``, the key under which it lay, and what is known of the model.
-
-    Raises:  ValueError for content without weights
-    """
-    if not isinstance(content, Mapping):
-        raise ValueError(f"{origin} holds a {type(content).__name__}; expected a dict of weights")
-    found = [key for key in WEIGHT_ENTRIES if isinstance(content.get(key), Mapping)]
-    if not use_ema and "state_dict_ema" in found:
-        found.remove("state_dict_ema")
-        if not found:
-            raise ValueError(f"{origin} holds averaged weights only (state_dict_ema), but use_ema is False")
-    weights = content[found[0]] if found else content
-    if not any(isinstance(value, Tensor) for value in weights.values()):
-        inside = ", ".join(f"{key} ({type(value).__name__})" for key, value in list(content.items())[:8])
-        raise ValueError(f"{origin} holds no weights: found {inside or 'an empty dict'}")
-    variant = VARIANTS.get(str(content.get("arch")).lower()) if found else None
-    if variant is not None:  # the authors' script writes the name of the variant beside the weights
-        recorded = {"num_heads": variant.num_heads} | recorded
-    return weights, found[0] if found else "", recorded
-
-
-def our_names(weights: Mapping, origin: str) -> tuple[dict, list[str]]:
-    """Names without the wrappers in front, mmpretrain's turned into the authors'. The latter are noted.
-
-    Raises:  ValueError if two entries come to have one name
-    """
-    renamed: dict = {}
-    from_mmpretrain = False
-    for name, value in weights.items():
-        new = str(name)
-        while new.startswith(WRAPPERS):
-            new = new.partition(".")[2]
-        for pattern, replacement in MMPRETRAIN:
-            new, times = re.subn(pattern, replacement, new)
-            from_mmpretrain |= times > 0
-        if new in renamed:
-            raise ValueError(f"{origin} holds two entries for {new!r}; expected one")
-        renamed[new] = value
-    scale = "mmpretrain's names. Weights trained there since March 2023 want another scale in the T2T layers"
-    return renamed, [f"{scale}: see load_checkpoint"] if from_mmpretrain else []
-
-
-def fit(model: TokenClassifier, weights: dict, grid: tuple[int, int] | None, recorded: dict):
-    """Sort the entries: what to copy, the report's lists, and the problems. Nothing is copied yet."""
-    own = {name: tuple(entry.shape) for name, entry in model.state_dict().items()}
-    stored = {name: tuple(value.shape) if isinstance(value, Tensor) else () for name, value in weights.items()}
-    weights, fitted = dict(weights), {}
-    report = {"loaded": [], "adapted": [], "skipped": [], "notes": []}
-    kinds = ("missing from the file", "not in the model", "of another shape", "of another kind")
-    problems: dict[str, list[Entry]] = {kind: [] for kind in kinds}
-
-    fresh_head = other_number_of_classes(stored, own)
-    for name in HEAD if fresh_head else ():
-        if name in stored or name in own:
-            weights.pop(name, None)
-            report["skipped"].append(Entry(name, stored.get(name), own.pop(name, None), fresh_head))
-
-    if is_table(weights.get("pos_embed")) and stored["pos_embed"][2] == own["pos_embed"][2]:
-        old_grid = stored_grid(model, weights["pos_embed"], grid, recorded)
-        if old_grid != model.grid:
-            fitted["pos_embed"] = resize_position_table(weights.pop("pos_embed"), old_grid, model.grid)
-            note = "grid {}x{} resized to {}x{}".format(*old_grid, *model.grid)
-            report["adapted"].append(Entry("pos_embed", stored["pos_embed"], own.pop("pos_embed"), note))
-
-    for name, shape in own.items():
-        if name not in weights:
-            problems["missing from the file"].append(Entry(name, None, shape))
-        elif not is_plain(weights[name]):
-            kind = getattr(weights[name], "dtype", type(weights[name]).__name__)
-            problems["of another kind"].append(Entry(name, stored[name], shape, f"{kind}, expected plain floats"))
-        elif stored[name] != shape:
-            problems["of another shape"].append(Entry(name, stored[name], shape))
-        else:
-            fitted[name] = weights[name]
-            report["loaded"].append(Entry(name, shape, shape))
-    for name in weights:
-        if name not in own:
-            problems["not in the model"].append(Entry(name, stored[name], None))
-    theirs, ours = head_settings(recorded), head_settings(getattr(model, "arguments", {}))
-    for name in theirs.keys() & ours.keys():
-        if theirs[name] != ours[name]:
-            note = f"the file was made with {name}={theirs[name]}, the model has {name}={ours[name]}"
-            problems.setdefault("of another model with the same shapes", []).append(Entry("", None, None, note))
-            report["notes"].append(note)
-    problems = {kind: entries for kind, entries in problems.items() if entries}
     for kind, entries in problems.items():
-        report["skipped"] += [replace(entry, note=entry.note or kind) for entry in entries if entry.name]
-    return fitted, report, problems
+        skipped += [replace(entry, note=entry.note or kind) for entry in entries if entry.name]
+        notes += [entry.note for entry in entries if not entry.name]
+    loaded = [Entry(name, shapes[name], shapes[name]) for name in fitting if name not in resized]
+    return LoadReport(stored.origin, loaded, adapted, skipped, [*stored.notes, *notes])
+
+
+def unwrap(model: nn.Module) -> Classifier:
+    """The model of this package in a module: itself, or the only one in whatever it is wrapped in.
+
+    Raises:
+        TypeError: if there is none, or more than one
+    """
+    if isinstance(model, Classifier):
+        return model
+    found = {name: part for name, part in model.named_modules() if isinstance(part, Classifier)}
+    if len(found) != 1:
+        inside = f"one with {len(found)} of them ({', '.join(found)})" if found else "one without any"
+        raise TypeError(f"expected a model of t2t_ref or a module around one, found a {type(model).__name__}, {inside}")
+    return next(iter(found.values()))
+
+
+def plain_name(name: str) -> str:
+    """The name of an entry without what PyTorch's wrappers put into it."""
+    return WRAPPERS.sub("", name)
+
+
+# ---- the four passes: from names and tensors to names and tensors, and lines for the report
+
+
+def rename(weights: Mapping, own: Mapping, use_ema: bool, origin: str) -> tuple[dict, list[str]]:
+    """Give the entries the names that the model has: without wrappers, without what stands in front of all of them.
+
+    Raises:
+        ValueError: if two entries come to have one name, or two sets of entries fit
+    """
+
+    def fits(names: list[str]) -> Counter:
+        """For each prefix, of how many names it makes the model's."""
+        ends = ((name, dot.end()) for name in names for dot in re.finditer(r"^|\.", name))
+        return Counter(name[:end] for name, end in ends if name[end:] in own)
+
+    before = [str(name) for name in weights]
+    names, notes = [plain_name(name) for name in before], []
+    for known, table in (("", TIMM), (MMPRETRAIN_NOTE, MMPRETRAIN)):
+        turned = names
+        for pattern, ours in table:
+            turned = [re.sub(pattern, ours, name) for name in turned]
+        if max(fits(turned).values(), default=0) > max(fits(names).values(), default=0):
+            names, notes = turned, notes + [known] * bool(known)
+
+    counted = fits(names)
+    many = [prefix for prefix, count in counted.most_common() if 2 * count > max(counted.values())]
+    prefix = "" if "" in many or not many else choose(many, use_ema, origin)
+    others = tuple(other for other in many if other not in (prefix, ""))
+    wrappers = {part for name in before for part in WRAPPERS.findall(name)}
+    gone = sorted(wrappers) + [prefix] * bool(prefix)
+    if gone:
+        notes.insert(0, f"left out of the names: {', '.join(map(repr, gone))}")
+
+    renamed, counts = {}, Counter()
+    for name, value in zip(names, weights.values(), strict=True):
+        other = next((other for other in others if name.startswith(other)), None)
+        name = name.removeprefix(prefix)
+        if other is not None or (name.rpartition(".")[2] in COUNTERS and name not in own):
+            counts[other or name] += 1
+        elif name in renamed:
+            raise ValueError(f"{origin} holds two entries for {name!r}; expected one")
+        else:
+            renamed[name] = value
+    if counts:
+        notes.insert(0, "not taken: " + ", ".join(f"{name} ({count} entries)" for name, count in counts.items()))
+    return renamed, notes
+
+
+MMPRETRAIN_NOTE = (
+    "mmpretrain's names. Weights trained there since March 2023 want another scale in the T2T layers: "
+    "see load_checkpoint"
+)
+
+
+def drop_heads(weights: dict, own: dict, heads: tuple[str, ...]) -> tuple[dict, dict, list[Entry]]:
+    """Leave out the heads for another number of classes, of the file and of the model. No head counts as no classes."""
+    weights, own, skipped = dict(weights), dict(own), []
+    for head in heads:
+        names = [f"{head}.weight", f"{head}.bias"]
+        theirs, ours = ([state.get(name) for name in names] for state in (shapes_of(weights), own))
+        whole = all(
+            (weight is None and bias is None) or (weight and bias and len(weight) == 2 and bias == weight[:1])
+            for weight, bias in (theirs, ours)
+        )
+        same_width = not (theirs[0] and ours[0]) or theirs[0][1:] == ours[0][1:]
+        if whole and same_width and theirs != ours:
+            why = "another number of classes: " + ("its head stays fresh" if ours[0] else "no head here")
+            skipped += [Entry(name, *shapes, why) for name, *shapes in zip(names, theirs, ours, strict=True)]
+            for name in names:
+                weights.pop(name, None), own.pop(name, None)
+    return weights, own, skipped
+
+
+def resize_tables(
+    weights: dict, own: dict, model: Classifier, grid: tuple[int, int] | None, arguments: dict
+) -> tuple[dict, list[Entry]]:
+    """The position tables that lie on another grid than the model's, resized to it.
+
+    Raises:
+        ValueError: if ``grid`` does not fit a table, or if nothing says what its grid is and it is no square
+    """
+    tables, adapted, written = {}, [], {}
+    with suppress(KeyError, TypeError, ValueError):  # not written down, or nonsense
+        written = model.position_tables(pair(arguments["img_size"]))
+    for name, own_grid in model.position_tables().items():
+        table = weights.get(name)
+        if not is_plain(table) or table.ndim != len(own[name]):
+            continue
+        stored = tuple(table.shape)
+        cells = stored[-2] - (own[name][-2] - math.prod(own_grid))  # rows for class tokens are as many as in the model
+        if cells < 1 or stored[:-2] + stored[-1:] != own[name][:-2] + own[name][-1:]:
+            continue
+        old_grid = stored_grid(cells, own_grid, grid, written.get(name, (0, 0)))
+        if old_grid != tuple(own_grid):
+            tables[name] = model.resize_table(name, table, old_grid, own_grid)
+            note = "grid {}x{} resized to {}x{}".format(*old_grid, *own_grid)
+            adapted.append(Entry(name, stored, own[name], note))
+    return tables, adapted
+
+
+def stored_grid(
+    cells: int, own: tuple[int, int], given: tuple[int, int] | None, written: tuple[int, int]
+) -> tuple[int, int]:
+    """(rows, columns) of a stored table: as given, as written down, else a square.
+
+    Raises:
+        ValueError: as :func:`resize_tables`
+    """
+    if given is not None:
+        if math.prod(given) != cells:
+            rows, columns = given
+            raise ValueError(f"grid is {rows}x{columns} = {rows * columns}, the stored table has {cells} positions")
+        return tuple(given)
+    if math.prod(written) == cells:
+        return tuple(written)
+    side = math.isqrt(cells)
+    if side * side == cells:
+        return side, side
+    rows, columns = own
+    raise ValueError(
+        f"the stored position table has {cells} positions, which is no square: pass grid=(rows, columns); "
+        f"the model's own are {rows}x{columns} = {rows * columns}"
+    )
+
+
+def check_shapes(weights: dict, own: dict) -> tuple[dict, dict[str, list[Entry]]]:
+    """The entries that can be copied into the model as they are, and by kind of problem those that cannot."""
+    stored, fitting = shapes_of(weights), {}
+    kinds = ("missing from the file", "not in the model", "of another shape", "of another kind")
+    missing, left, shape, kind = problems = [[], [], [], []]
+    for name, expected in own.items():
+        if name not in weights:
+            missing.append(Entry(name, None, expected))
+        elif not is_plain(weights[name]):
+            found = getattr(weights[name], "dtype", type(weights[name]).__name__)
+            kind.append(Entry(name, stored[name], expected, f"{found}, expected plain floats"))
+        elif stored[name] != expected:
+            shape.append(Entry(name, stored[name], expected))
+        else:
+            fitting[name] = weights[name]
+    left += [Entry(name, stored[name], None) for name in weights if name not in own]
+    return fitting, {kind: entries for kind, entries in zip(kinds, problems, strict=True) if entries}
+
+
+def shapes_of(weights: Mapping) -> dict[str, tuple[int, ...]]:
+    """The shapes of the entries; anything that is no tensor has none."""
+    return {name: tuple(value.shape) if isinstance(value, Tensor) else () for name, value in weights.items()}
+
+
+def is_plain(value: object) -> bool:
+    """Whether a value can be copied into a parameter."""
+    return (
+        isinstance(value, Tensor) and value.is_floating_point() and value.layout == torch.strided and not value.is_meta
+    )
+
+
+# ---- what no shape tells, and what an error says
+
+
+def check_heads(stored: Stored, model: Classifier) -> dict[str, list[Entry]]:
+    """Refuse another number of heads and another scale of the scores, where the file says them: no shape does."""
+    known = {"num_heads": VARIANTS[stored.variant].num_heads} if stored.variant else {}
+    theirs, ours = head_settings(known | stored.arguments), head_settings(model.arguments)
+    notes = [
+        f"the file was made with {name}={theirs[name]}, the model has {name}={ours[name]}"
+        for name in theirs
+        if name in ours and theirs[name] != ours[name]
+    ]
+    return {"of another model with the same shapes": [Entry("", None, None, note) for note in notes]} if notes else {}
 
 
 def head_settings(arguments: dict) -> dict[str, int | float]:
@@ -364,57 +359,6 @@ def head_settings(arguments: dict) -> dict[str, int | float]:
     if dim >= heads > 0:
         known.setdefault("qk_scale", (dim // heads) ** -0.5)
     return known
-
-
-def other_number_of_classes(stored: dict[str, tuple], own: dict[str, tuple]) -> str:
-    """Why the head is to stay as it is, or "" if it is to be loaded. No head at all counts as no classes."""
-    shapes = [tuple(state.get(name) for name in HEAD) for state in (stored, own)]
-    whole = all(
-        (weight is None and bias is None) or (weight and bias and len(weight) == 2 and bias == weight[:1])
-        for weight, bias in shapes
-    )
-    (theirs, _), (ours, _) = shapes
-    if not whole or theirs == ours or (theirs and ours and theirs[1] != ours[1]):
-        return ""
-    return "another number of classes: " + ("its head stays fresh" if ours else "no head here")
-
-
-def is_plain(value: object) -> bool:
-    """Whether a value can be copied into a parameter."""
-    return (
-        isinstance(value, Tensor) and value.is_floating_point() and value.layout == torch.strided and not value.is_meta
-    )
-
-
-def is_table(value: object) -> bool:
-    """Whether a value can be a position table: a class row, and at least one more."""
-    return is_plain(value) and value.ndim == 3 and value.shape[0] == 1 and value.shape[1] >= 2
-
-
-def stored_grid(
-    model: TokenClassifier, table: Float[Tensor, "1 n d"], grid: tuple[int, int] | None, recorded: dict
-) -> tuple[int, int]:
-    """(rows, columns) of the tokens that a stored position table belongs to.
-
-    Raises:  ValueError if ``grid`` does not fit the table, or if nothing says what the grid is and it is no square
-    """
-    cells = table.shape[1] - 1
-    side = math.isqrt(cells)
-    if grid is not None:
-        if math.prod(grid) != cells:
-            raise ValueError(f"grid is {grid[0]}x{grid[1]} = {math.prod(grid)}, the stored table has {cells} positions")
-        return tuple(grid)
-    with suppress(KeyError, TypeError, ValueError):  # not written down, or nonsense
-        written = model.token_grid(pair(recorded["img_size"]))
-        if math.prod(written) == cells:
-            return written
-    if side * side == cells:
-        return side, side
-    rows, columns = model.grid
-    raise ValueError(
-        f"the stored position table has {cells} positions, which is no square: pass grid=(rows, columns); "
-        f"the model's own are {rows}x{columns} = {rows * columns}"
-    )
 
 
 def complaint(origin: str, weights: dict, problems: dict[str, list[Entry]]) -> list[str]:
@@ -430,159 +374,20 @@ def complaint(origin: str, weights: dict, problems: dict[str, list[Entry]]) -> l
     return lines
 
 
-def looks_like(weights: dict) -> list[str]:
-    """Names of the variants whose blocks have these weights' names and sizes, behind a front of the same kind."""
-
-    def body(entries: Mapping) -> dict[str, tuple[int, ...]]:
-        shapes = {name: tuple(value.shape) for name, value in entries.items() if isinstance(value, Tensor)}
-        return {name: shape for name, shape in shapes.items() if name.startswith(("blocks.", "norm."))}
-
-    kinds = {
-        "patch_embed.proj": "vit",
-        "tokens_to_token.attention1.kqv": "performer",
-        "tokens_to_token.attention1.attn.qkv": "transformer",
-    }
-    kind = next((kinds[k] for k in kinds if f"{k}.weight" in weights), "convolution")
-    names = []
-    for name, variant in VARIANTS.items():
-        if kind == getattr(variant, "tokens_type", "vit"):
-            with torch.device("meta"):
-                model = create_model(name, num_classes=0)
-            if body(model.state_dict()) == body(weights):
-                names.append(name)
-    return names
-
-
-# ---- saving, and building again
-
-
-def arguments_of(model: TokenClassifier) -> dict:
-    """The arguments that build this model again, as it is now: those of its making, with the head of today."""
-    return model.arguments | {"num_classes": model.num_classes, "dynamic_img_size": model.dynamic_img_size}
-
-
-def save_checkpoint(model: TokenClassifier, path: str | os.PathLike) -> None:
-    """Write the weights as safetensors, with the model's class and arguments beside them, for :func:`load_model`.
-
-    The file appears whole or not at all; one that is there is replaced at the last moment.
-
-    Raises:  ValueError for a model that its arguments do not rebuild, because it was changed by hand;
-             FileNotFoundError if the folder is not there; ImportError without the package safetensors
-    """
-    try:
-        from safetensors.torch import save_file
-    except ImportError as error:
-        raise ImportError("save_checkpoint writes safetensors: pip install safetensors") from error
-    path = Path(path)
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"no folder {path.parent} to write {path.name} into")
-    if type(model) not in CLASSES.values():
-        raise ValueError(f"cannot write down how to build a {type(model).__name__}; expected {' or '.join(CLASSES)}")
-    arguments = arguments_of(model)
-    with torch.device("meta"):
-        changes = differences(model, type(model)(**arguments))
-    if changes:
-        raise ValueError(
-            f"this model was changed after it was built, and its arguments would not rebuild it: {'; '.join(changes)}. "
-            "torch.save(model.state_dict(), path) keeps the weights alone"
-        )
-    metadata = {
-        "format": "pt",  # what other readers of safetensors look for
-        "t2t_ref": __version__,
-        "class": type(model).__name__,
-        "arguments": json.dumps(arguments, default=float),
-    }
-    weights = {name: entry.detach().cpu().contiguous() for name, entry in model.state_dict().items()}
-    fresh = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
-    try:
-        save_file(weights, fresh, metadata)
-        os.replace(fresh, path)
-    finally:
-        fresh.unlink(missing_ok=True)
-
-
-def differences(model: nn.Module, twin: nn.Module) -> list[str]:
-    """Where two models differ, values of weights and the mode aside: layers, their settings, shapes."""
-    found = []
-    ours, theirs = dict(model.named_modules()), dict(twin.named_modules())
-    for name in sorted(ours.keys() | theirs.keys()):
-        here, there = (f"{type(modules.get(name)).__name__}" for modules in (ours, theirs))
-        if here != there:
-            found.append(f"{name} is {here}, not {there}")
-            continue
-        for key, value in vars(theirs[name]).items():
-            if isinstance(value, (int, float, str, tuple)) and key != "training" and not key.startswith("_"):
-                here = getattr(ours[name], key, None)
-                if here != value:
-                    found.append(f"{name}.{key} is {here}, not {value}".lstrip("."))
-    shapes = [{name: tuple(entry.shape) for name, entry in m.state_dict().items()} for m in (model, twin)]
-    return found + [f"shape of {name}" for name in dict(shapes[0].items() ^ shapes[1].items())]
-
-
-def load_model(path: str | os.PathLike, **overrides) -> TokenClassifier:
-    """Build the model that :func:`save_checkpoint` wrote, from its file alone: class, arguments, weights, dtype.
-
-    It comes on the CPU and in training mode, as :func:`create_model` gives it.
-
-    Units:   path may be a URL; ``overrides`` are arguments of the model that shall differ, such as num_classes or
-             img_size: the weights are then adapted as :func:`load_checkpoint` does
-    Raises:  ValueError for a file that save_checkpoint did not write or that is damaged, and for overrides that the
-             weights do not fit; FileNotFoundError, ConnectionError as load_checkpoint
-    """
-    content, recorded = open_source(path)
-    if recorded.get("class") not in CLASSES:
-        raise ValueError(
-            f"{os.fspath(path)} does not say which model it holds, as files of save_checkpoint do; "
-            "build the model with create_model, then load_checkpoint(model, path)"
-        )
-    arguments = {name: value for name, value in recorded.items() if name != "class"}
-    build = CLASSES[recorded["class"]]
-    if overrides:
-        model = build(**(arguments | overrides))
-        load_checkpoint(model, path)
-        return model
-    try:
-        with torch.device("meta"):  # no memory, no random numbers: every entry comes from the file
-            model = build(**arguments)
-        model.load_state_dict(content, assign=True)
-    except Exception as error:
-        raise ValueError(f"{os.fspath(path)} is damaged: its arguments and its weights disagree ({error})") from error
-    return model
-
-
-# ---- the Hugging Face hub
-
-
 @functools.cache
-def hub_form() -> type:
-    """A model in the form of huggingface_hub's mixin: a folder or repository with model.safetensors and config.json.
+def variant_shapes() -> dict[str, dict[str, tuple[int, ...]]]:
+    """The shapes of every variant without its head, by the variant's name."""
+    with torch.device("meta"):
+        return {name: shapes_of(build(name, num_classes=0).state_dict()) for name in VARIANTS}
 
-    The mixin is a class of its own around a model, so that the models are the same with and without huggingface_hub.
 
-    Raises:  ImportError, with the remedy, if that is not installed
-    """
-    try:
-        from huggingface_hub import ModelHubMixin, hf_hub_download
-    except ImportError as error:
-        raise ImportError("this needs the Hugging Face hub's client: pip install huggingface_hub") from error
-
-    class HubForm(ModelHubMixin, library_name="t2t_ref", tags=["image-classification"]):
-        FILE = "model.safetensors"
-
-        def __init__(self, model: TokenClassifier):
-            self.model = model
-
-        def _save_pretrained(self, save_directory: Path) -> None:
-            save_checkpoint(self.model, Path(save_directory) / self.FILE)
-
-        @classmethod
-        def _from_pretrained(
-            cls, *, model_id, revision, cache_dir, force_download, local_files_only, token, **overrides
-        ) -> TokenClassifier:
-            if os.path.isdir(model_id):
-                return load_model(Path(model_id) / cls.FILE, **overrides)
-            where = dict(revision=revision, cache_dir=cache_dir, force_download=force_download)
-            path = hf_hub_download(model_id, cls.FILE, local_files_only=local_files_only, token=token, **where)
-            return load_model(path, **overrides)
-
-    return HubForm
+def looks_like(weights: dict) -> list[str]:
+    """Names of the variants that have these weights' names, heads aside, and nearly all of their shapes."""
+    found = shapes_of(weights)
+    names = []
+    for name, own in variant_shapes().items():
+        heads = VARIANTS[name].model.head_names
+        body = {entry: shape for entry, shape in found.items() if entry.rpartition(".")[0] not in heads}
+        if body.keys() == own.keys() and sum(body[entry] == own[entry] for entry in own) > 0.9 * len(own):
+            names.append(name)
+    return names

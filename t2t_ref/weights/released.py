@@ -4,7 +4,7 @@ import html
 from dataclasses import dataclass
 
 from t2t_ref.arguments import pair
-from t2t_ref.inspection.tables import ShapeTable
+from t2t_ref.inspection.tables import Table
 
 RELEASE = "https://github.com/yitu-opensource/T2T-ViT/releases/download/main/"
 
@@ -13,8 +13,9 @@ RELEASE = "https://github.com/yitu-opensource/T2T-ViT/releases/download/main/"
 class ReleasedFile:
     """One published file: the model it belongs to, how good that is, and where the file lies.
 
-    Units:   top1 is per cent, as the authors print it; measured is (top-1, top-5) as somebody else measured them with
-             this very file; pixels is the side of the image; size is bytes, None where nobody has written it down
+    Units:
+        top1 is per cent, as the authors print it; measured is (top-1, top-5) as somebody else measured them with this
+        very file; pixels is the side of the image; size is bytes, None where nobody has written it down
     """
 
     model: str
@@ -53,52 +54,41 @@ RELEASED = (
 )
 
 
-class ReleasedTable(list):
+class ReleasedTable(Table):
     """The rows of :func:`released_weights`. Prints as text; shows as an HTML table, with links, in a notebook."""
 
     HEADINGS = ("model", "data", "pixels", "file", "top-1", "measured again", "bytes")
+    CODE = ("model",)
+    NUMBERS = ("top-1", "measured again", "bytes")
 
-    def cells(self) -> list[tuple[str, ...]]:
-        """Heading and rows as strings."""
-        return [self.HEADINGS] + [
-            (
-                row.model,
-                row.data,
-                str(row.pixels),
-                row.file,
-                f"{row.top1:.1f}",
-                "{:.2f} / {:.2f}".format(*row.measured) if row.measured else "",
-                f"{row.size:,}" if row.size else "",
-            )
-            for row in self
-        ]
+    def texts(self, row: ReleasedFile) -> tuple[str, ...]:
+        """The texts of a row, one for each heading."""
+        measured = "{:.2f} / {:.2f}".format(*row.measured) if row.measured else ""
+        size = f"{row.size:,}" if row.size else ""
+        return row.model, row.data, str(row.pixels), row.file, f"{row.top1:.1f}", measured, size
+
+    def html_of(self, row: ReleasedFile, heading: str, text: str) -> str:
+        """What a cell shows in a notebook: the file's name is a link to it."""
+        link = f'<a href="{html.escape(row.url)}">{text}</a>'
+        return link if heading == "file" else super().html_of(row, heading, text)
 
     def __str__(self) -> str:
-        return f"{ShapeTable.__str__(self)}\nevery file is at {RELEASE}FILE"
+        return f"{super().__str__()}\nevery file is at {RELEASE}FILE"
 
     __repr__ = __str__
-
-    def _repr_html_(self) -> str:
-        head, *body = [[html.escape(text) for text in row] for row in self.cells()]
-        lines = ["<table>", "<thead><tr>" + "".join(f"<th>{text}</th>" for text in head) + "</tr></thead>", "<tbody>"]
-        for row, (model, data, pixels, file, *numbers) in zip(self, body, strict=True):
-            lines.append(
-                f"<tr><td><code>{model}</code></td><td>{data}</td><td>{pixels}</td>"
-                f'<td><a href="{html.escape(row.url)}">{file}</a></td>'
-                + "".join(f'<td style="text-align: right">{number}</td>' for number in numbers)
-                + "</tr>"
-            )
-        return "\n".join([*lines, "</tbody>", "</table>"])
 
 
 def released_weights() -> ReleasedTable:
     """Every file of weights that the authors published, and how it measures.
 
-    Units:   top-1 is the authors' number; "measured again" is top-1 / top-5 as others found them with the same file:
-             at 224 pixels those of timm's pull request 2426, at 384 PaddleViT's (crop 1.0). Sizes are in bytes, where
-             one is on record
-    Source:  README and releases of yitu-opensource/T2T-ViT; size by OpenVINO's model zoo, which measures 81.44 / 95.66
-             with 81.5_T2T_ViT_14.pth.tar
+    Units:
+        top-1 is the authors' number; "measured again" is top-1 / top-5 as others found them with the same file: at 224
+        pixels those of timm's pull request 2426, at 384 PaddleViT's (crop 1.0). Sizes are in bytes, where one is on
+        record
+
+    Source:
+        README and releases of yitu-opensource/T2T-ViT; size by OpenVINO's model zoo, which measures 81.44 / 95.66 with
+        81.5_T2T_ViT_14.pth.tar
     """
     return ReleasedTable(RELEASED)
 
@@ -106,7 +96,8 @@ def released_weights() -> ReleasedTable:
 def released_file(model: str, img_size: int | tuple[int, int] = 224) -> ReleasedFile:
     """The file that belongs to a variant: of those at several sizes the one of ``img_size``, else the one at 224.
 
-    Raises:  ValueError if nothing was published for this variant, with the names for which something was
+    Raises:
+        ValueError: if nothing was published for this variant, with the names for which something was
     """
     files = {pair(row.pixels): row for row in RELEASED if row.in_create_model and row.model == model}
     if not files:

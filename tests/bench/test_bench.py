@@ -3,17 +3,20 @@
 import argparse
 import copy
 import json
+import statistics
+import subprocess
 import sys
 import types
 from collections import Counter
 from pathlib import Path
 
 import golden
+import numpy as np
 import pytest
 import torch
 
 from t2t_ref import SoftSplit, T2TViT, bench, count_macs, create_model
-from t2t_ref.bench import plain_forms
+from t2t_ref.bench import commands, plain_forms
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = golden.TINY | dict(performer_drop_rate=0.0)
@@ -66,28 +69,32 @@ def test_the_folded_norm_loses_digits_where_a_window_has_one_colour():
     for form in (lambda *x: linear(norm(split(x[0]))), plain_forms.fold_norm_into_split):
         found = form(image, split, norm.float(), linear.float())
         errors.append(((found - exact).norm() / exact.norm()).item())
-    assert errors[1] > 20 * errors[0]
+    assert errors[1] > 50 * errors[0]  # 396 to 562 times, over three kinds of kernels and five seeds
 
 
+@golden.in_float64()
 def test_all_pieces_of_a_group_compute_the_same():
     for group, runs in bench.pieces(batch=1).items():
         first, *others = runs.values()
         expected = first()
         for run in others:
-            torch.testing.assert_close(run(), expected, atol=2e-4, rtol=1e-3, msg=lambda text, g=group: f"{g}: {text}")
+            torch.testing.assert_close(run(), expected, atol=1e-9, rtol=1e-9, msg=lambda text, g=group: f"{g}: {text}")
 
 
 @pytest.mark.parametrize("mode", ["forward", "train"])
+@golden.in_float64()
 def test_every_implementation_gives_the_same_result(mode, monkeypatch):
     case = bench.Case("t2t_vit_7", mode, batch=2, img_size=64)
     # dropout draws its numbers in the same order only where the layers run in the same way
     monkeypatch.setattr(torch.nn.Dropout, "forward", lambda self, x: x)
-    results = {
-        name: bench.step_of(bench.build(name, case), case)() for name in ("plain", "readable", "fused", "recompute")
-    }
+    results = {}
+    for name in ("plain", "readable", "fused", "recompute"):
+        step = bench.step_of(bench.build(name, case), case)
+        results[name] = step(), step()  # in training the second loss has seen the first one's gradients
+    assert (mode == "train") == (not torch.allclose(*results["plain"]))
     for name, result in results.items():
         torch.testing.assert_close(
-            result, results["plain"], atol=2e-5, rtol=1e-4, msg=lambda text, n=name: f"{n}: {text}"
+            result, results["plain"], atol=1e-8, rtol=1e-8, msg=lambda text, n=name: f"{n}: {text}"
         )
 
 
@@ -98,8 +105,10 @@ def test_half_precision_steps_are_finite_and_change_the_weights(precision, mode)
     model = bench.build("readable", case)
     before = model.head.weight.detach().clone()
     step = bench.step_of(model, case)
-    for _ in range(5):  # in float16 the gradient scaler first tries scales that are too large, and skips those steps
+    for _ in range(20):  # float16's scaler skips steps while its scale is too large: from 65536 down to 1 are 16
         assert step().isfinite().all()
+        if mode == "forward" or not torch.equal(model.head.weight, before):
+            break
     assert torch.equal(model.head.weight, before) == (mode == "forward")
     assert all(parameter.isfinite().all() for parameter in model.parameters())
 
@@ -149,8 +158,9 @@ def test_candidates_take_turns_and_ratios_are_of_the_same_round():
 )
 def test_the_verdict_knows_the_spread(own, verdict):
     timing = bench.compare([2.0] * 5, own)
-    assert timing.verdict == verdict
-    assert timing.speed_low <= timing.speed <= timing.speed_high
+    assert timing.verdict == verdict and timing.seconds == statistics.median(own)
+    quarters = np.quantile([2.0 / seconds for seconds in own], [0.25, 0.5, 0.75])
+    assert (timing.speed_low, timing.speed, timing.speed_high) == pytest.approx(tuple(quarters))
 
 
 def test_too_few_rounds_are_refused():
@@ -191,14 +201,17 @@ def test_the_products_are_run_as_recorded():
 # memory
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells what a program itself has held")
 def test_memory_is_that_of_the_child_alone():
     ballast = torch.ones(300_000_000)  # 1.2 GB in this process, which a child's ru_maxrss would begin with
-    case = bench.Case("t2t_vit_t_14", batch=1)
+    ours = bench.highest_memory("cpu") / 1e6
+    case = bench.Case("t2t_vit_t_14", batch=4)
     peaks = {name: bench.peak_memory(name, case) for name in ("plain", "readable")}
-    assert ballast.sum() > 0
-    assert all(peak["before"] < 900 for peak in peaks.values())
-    table = 4 * 3136**2 / 1e6  # megabytes; the scores and their softmax are alive together
-    assert peaks["plain"]["peak"] > peaks["readable"]["peak"] + 1.5 * table
+    # a child holds what this process held before the ballast, or less, and one model
+    assert all(peak["before"] < ours - ballast.nbytes / 2e6 for peak in peaks.values())
+    # loose, since an allocator rounds and keeps: 1.8 to 1.9 tables of 157 megabytes, scores and softmax, on one machine
+    table = 4 * 4 * 3136**2 / 1e6
+    assert peaks["plain"]["peak"] > peaks["readable"]["peak"] + 0.5 * table
 
 
 def test_a_child_that_fails_says_why():
@@ -248,7 +261,7 @@ def test_the_command_writes_numbers_text_and_a_picture(tmp_path, capsys):
     implementations = "--implementations plain readable fused recompute"
     arguments = [*f"{command} {implementations}".split(), "--json", str(json_file), "--picture", str(png)]
     assert bench.main(arguments) == 0
-    content = json.loads(json_file.read_text())
+    content = json.loads(json_file.read_text(encoding="utf-8"))
     assert content["command"].startswith("python -m t2t_ref.bench models --models t2t_vit_7")
     forward, train = content["found"]
     assert [row["implementation"] for row in forward["rows"]] == ["plain", "readable", "fused"]
@@ -269,11 +282,47 @@ def test_the_other_commands_run(capsys):
         bench.main(["speed"])
 
 
+def test_pieces_and_roof_run(tmp_path, capsys, monkeypatch):
+    weight = torch.ones(3, 3, requires_grad=True)
+    pair = {"product": lambda: weight @ weight, "sum": lambda: weight + weight}
+    monkeypatch.setattr(commands, "pieces", lambda: {"a pair": pair})  # those of t2t_vit_14 are compared above
+    found = {}
+    for command in ("pieces", "roof"):
+        assert bench.main([command, "--rounds", "3", "--json", str(tmp_path / "found.json")]) == 0
+        found[command] = json.loads((tmp_path / "found.json").read_text(encoding="utf-8"))["found"]
+    assert [(row["group"], row["mode"], list(row["rows"])) for row in found["pieces"]] == [
+        ("a pair", mode, ["product", "sum"]) for mode in ("forward", "forward and backward")
+    ]
+    assert weight.grad is not None  # of the second mode
+    assert [(row["what"], row["unit"]) for row in found["roof"]] == [("product", "FLOP"), ("copy", "bytes")]
+    assert all(0 < row["low"] <= row["per_second"] <= row["high"] for row in found["roof"])
+    text = capsys.readouterr().out
+    assert "a pair, forward and backward\n  product" in text and "billion FLOP a second" in text
+
+
+def test_start_takes_the_middle_of_its_children(tmp_path, capsys, monkeypatch):
+    printed, codes = ["3.0\n", "1.0\n", "2.0\n"] * 2, []
+
+    def run(command, **options):  # instead of six children, each of which imports torch
+        codes.append(command[-1])
+        return types.SimpleNamespace(stdout=printed[len(codes) - 1])
+
+    monkeypatch.setattr(subprocess, "run", run)
+    assert bench.main(["start", "--rounds", "3", "--json", str(tmp_path / "found.json")]) == 0
+    found = json.loads((tmp_path / "found.json").read_text(encoding="utf-8"))["found"]
+    assert [row["what"] for row in found] == ["import t2t_ref, after torch", "create t2t_vit_14"]
+    assert all((row["seconds"], row["low"], row["high"]) == (2.0, 1.5, 2.5) for row in found)
+    capsys.readouterr()
+    for code in codes[::3]:  # what a child would do
+        exec(code, {})
+        assert float(capsys.readouterr().out) > 0
+
+
 def test_stored_results_name_their_command_and_no_place_of_ours():
     files = sorted((ROOT / "results").glob("bench_*.json"))
     for path in files:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
         assert content["command"].startswith("python -m t2t_ref.bench "), path.name
         assert content["machine"]["threads"] >= 1 and content["found"], path.name
-        assert not any(part in path.read_text() for part in ('"/', "/tmp", "/home")), path.name
+        assert not any(part in path.read_text(encoding="utf-8") for part in ('"/', "/tmp", "/home")), path.name
     assert files, "no stored results: chapter 16 reads them"

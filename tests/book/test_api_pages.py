@@ -4,10 +4,10 @@ import ast
 import importlib
 import inspect
 import re
-import sys
 import textwrap
 from pathlib import Path
 
+import docstrings
 import pytest
 import yaml
 from jaxtyping import AbstractArray
@@ -16,11 +16,10 @@ import t2t_ref
 import t2t_ref.train
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "book" / "_ext"))
-import docstrings  # noqa: E402
 
-PAGES = {path.stem: path.read_text() for path in (ROOT / "book" / "api").glob("*.md")}
+PAGES = {path.stem: path.read_text(encoding="utf-8") for path in (ROOT / "book" / "api").glob("*.md")}
 MODULES = docstrings.modules()
+SECTIONS = ("Shapes", "Args", "Units", "Note", "Raises", "Source")  # in this order
 OTHER_NAMES = {"return", "item"}  # in a Shapes block, beside the arguments
 
 
@@ -29,7 +28,7 @@ def page_of(module: str) -> str:
 
 
 def in_the_toc() -> list[str]:
-    parts = yaml.safe_load((ROOT / "_toc.yml").read_text())["parts"]
+    parts = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))["parts"]
     (index,) = [c for part in parts for c in part["chapters"] if c["file"] == "book/api/index"]
     return [section["file"] for section in index["sections"]]
 
@@ -64,14 +63,12 @@ def doc(thing: object) -> str:
     return inspect.cleandoc(thing.__doc__ or "")
 
 
-def shape_rows(text: str) -> dict[str, str]:
-    """Name to axes, of the rows of a Shapes block; names that share a row are taken apart."""
-    block = re.search(r"^Shapes:  (.*(?:\n .*)*)", text, re.M)
-    rows = [row.removeprefix(9 * " ") for row in block[1].split("\n")] if block else []
+def shape_rows(text: str) -> dict[str, str | None]:
+    """Name to axes, of the rows of a Shapes section; names that share a row are taken apart."""
+    section = re.search(r"^Shapes:\n((?: .*\n?)+)", text, re.M)
     found = {}
-    for field in docstrings.shape_rows(rows):
-        names, axes = re.fullmatch(r":(.*?): (?:``(.*?)``)?.*", field).groups()
-        found |= {name.strip("`"): axes for name in names.split(", ")}
+    for names, axes in re.findall(r"^ {4}(\S.*?): (?:``(.*?)``)?", section[1] if section else "", re.M):
+        found |= {name: axes or None for name in names.split(", ")}
     return found
 
 
@@ -114,7 +111,7 @@ def test_every_command_line_is_shown():
     doors = [
         path.relative_to(ROOT).with_suffix("").as_posix().removesuffix("/__main__").replace("/", ".")
         for path in (ROOT / "t2t_ref").rglob("*.py")
-        if 'if __name__ == "__main__"' in path.read_text()
+        if 'if __name__ == "__main__"' in path.read_text(encoding="utf-8")
     ]
     assert {"t2t_ref.train", "t2t_ref.evaluate", "t2t_ref.bench", "t2t_ref.experiments"} <= set(doors)
     shown = set(re.findall(r"command-line:: ([\w.]+)", "\n".join(PAGES.values())))
@@ -135,8 +132,11 @@ def test_blocks(name):
     """Their names are known, they come in one order, and a Shapes block speaks of arguments that are there."""
     thing, owner = ALL[name]
     text = doc(thing)
-    order = re.findall(r"^([A-Z]\w+):  +\S", text, re.M)
-    assert order == [block for block in ("Shapes", "Units", "Raises", "Source") if block in order]
+    order = re.findall(r"^([A-Z]\w+):$", text, re.M)
+    assert order == [section for section in SECTIONS if section in order]
+    assert not re.search(r"^(Shapes|Args|Units|Note|Raises|Source):.", text, re.M), (
+        "a section begins on a line of its own"
+    )
     rows = shape_rows(text)
     function = getattr(thing, "forward", thing.__init__) if isinstance(thing, type) else thing
     fields = set(getattr(thing, "__annotations__", {}))
@@ -159,9 +159,9 @@ def test_annotated_shapes_are_explained():
         if inspect.isfunction(thing) and any(map(axes_of, inspect.get_annotations(thing).values())):
             if thing.__name__ == "forward":
                 text = "\n".join(doc(base) for base in owner.__mro__[:-1] if base.__module__.startswith("t2t_ref"))
-                assert "Shapes:  " in text, name
+                assert "Shapes:\n" in text, name
             elif thing in exported:
-                assert "Shapes:  " in doc(thing), name
+                assert "Shapes:\n" in doc(thing), name
 
 
 def raised(function: object) -> set[str]:
@@ -208,23 +208,21 @@ def test_markup_of_a_docstring():
 
     python -m t2t_ref.bench    runs
 
-Shapes:  image, mask  b c h w
-         return       b n d     n windows,
-                      row by row
-Raises:  ValueError if ``kernel`` is
-         too large
-Source:  E. Author, 2021"""
+Shapes:
+    image, mask: ``b c h w``
+    return: ``b n d``, n windows,
+        row by row
+
+Raises:
+    ValueError: if ``kernel`` is too large
+
+Source:
+    E. Author, 2021"""
     result = docstrings.markup(text.split("\n"))
     assert ":doc:`3 </notebooks/03-soft-split>` and :doc:`6 </notebooks/06-tokens-to-token>`" in result[0]
     assert result[0].endswith("; 2 \\* \\|x\\|, w_i, *all*). See :func:`grid_size`, ``--help``.")
     assert result[2:5] == [".. code-block:: text", "", "    python -m t2t_ref.bench    runs"]
-    assert result[6:] == [
-        ":Shapes:",
-        "    :``image``, ``mask``: ``b c h w``",
-        "    :``return``: ``b n d`` n windows, row by row",
-        ":Raises: :exc:`ValueError` if ``kernel`` is too large",
-        ":Source: \\E. Author, 2021",
-    ]
+    assert result[6:] == text.replace("    E. Author", "    \\E. Author").split("\n")[4:]
 
 
 def test_fields_and_constants_have_their_comments():

@@ -1,10 +1,10 @@
 """Boxes of the chapters are collected whole, and the corrections to the source article each have a cell behind them."""
 
 import re
-import sys
 from functools import cache
 from pathlib import Path
 
+import collect
 import pytest
 import torch
 from myst_parser.mdit_to_docutils.base import default_slugify
@@ -14,11 +14,9 @@ from sphinx.util.docutils import docutils_namespace
 import t2t_ref
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "book" / "_ext"))
-import collect  # noqa: E402
 
-PAPER = (ROOT / "book" / "paper-and-code.md").read_text()
-CORRECTIONS = (ROOT / "book" / "corrections.md").read_text()
+PAPER = (ROOT / "book" / "paper-and-code.md").read_text(encoding="utf-8")
+CORRECTIONS = (ROOT / "book" / "corrections.md").read_text(encoding="utf-8")
 LEFT_OUT = "01-the-whole-model#what-this-book-answers"  # there a box says what boxes are
 LINK = re.compile(r"\]\(\.\./notebooks/([\w-]+)\.ipynb#([^)]+)\)")
 ENTRY = re.compile(r"^\((article-[\w-]+)\)=\n### [^\n]+\n(.*?)(?=^\(article-|^## |\Z)", re.M | re.S)
@@ -32,7 +30,7 @@ WANTED = [f"article-{name}" for name in f"{POINTS} {WRONG} {OPEN}".split()]
 def sections(chapter: str) -> dict[str, bool]:
     """The sections of a chapter by their anchors, and whether readers see a code cell in them."""
     found, path = {}, []
-    for block in collect.parse((ROOT / "book" / f"{chapter}.md").read_text()):
+    for block in collect.parse((ROOT / "book" / f"{chapter}.md").read_text(encoding="utf-8")):
         if block.type == "heading":
             level, text = int(block.tag[1]), block.children[0].content
             path = [*(p for p in path if p[0] < level), (level, default_slugify(text))]
@@ -59,7 +57,7 @@ def written(kind: str) -> list[tuple[str, str]]:
     """(chapter, text) of all boxes of one kind, found line by line and not as the collector finds them."""
     found, inside = [], False
     for source in sorted((ROOT / "book").glob("[0-9][0-9]-*.md")):
-        for line in source.read_text().splitlines():
+        for line in source.read_text(encoding="utf-8").splitlines():
             if line.startswith(f"> **{kind}"):
                 found.append((source.stem, ""))
                 inside = True
@@ -80,7 +78,7 @@ def test_every_box_is_collected_in_the_order_of_the_chapters(kind):
 def test_every_box_stands_under_a_section_of_its_chapter():
     for box in boxes_of_the_book("Paper"):
         assert box.slug in sections(box.chapter), box
-        assert f"# {box.section}\n" in (ROOT / "book" / f"{box.chapter}.md").read_text()
+        assert f"# {box.section}\n" in (ROOT / "book" / f"{box.chapter}.md").read_text(encoding="utf-8")
 
 
 def test_the_page_collects_all_boxes_but_the_one_that_explains_boxes():
@@ -110,7 +108,7 @@ def test_the_page_collects_all_boxes_but_the_one_that_explains_boxes():
 )
 def test_a_box_that_cannot_be_placed_is_an_error(tmp_path, source, message):
     (tmp_path / "book").mkdir()
-    (tmp_path / "book" / "01-one.md").write_text(source)
+    (tmp_path / "book" / "01-one.md").write_text(source, encoding="utf-8")
     with pytest.raises(ValueError, match=re.escape(message)):
         collect.boxes(tmp_path, "Paper")
 
@@ -160,8 +158,8 @@ def build(folder: Path) -> str:
             folder / "source", None, folder / "html", folder / "trees", "html", settings,
             status=None, warning=stream, parallel=2,
         ).build()  # fmt: skip
-    assert warnings.read_text() == ""
-    return (folder / "html" / "book" / "page.html").read_text()
+    assert warnings.read_text(encoding="utf-8") == ""
+    return (folder / "html" / "book" / "page.html").read_text(encoding="utf-8")
 
 
 def test_the_page_shows_boxes_with_links_that_lead_back(tmp_path, monkeypatch):
@@ -170,13 +168,15 @@ def test_the_page_shows_boxes_with_links_that_lead_back(tmp_path, monkeypatch):
     book.mkdir(parents=True)
     chapters.mkdir()
     for name, text in (("01-one", CHAPTER), ("02-two", "# Two\n\n## There\n\n> **Paper.** Of two.\n")):
-        (book / f"{name}.md").write_text(text)
-        (chapters / f"{name}.md").write_text(text)
+        (book / f"{name}.md").write_text(text, encoding="utf-8")
+        (chapters / f"{name}.md").write_text(text, encoding="utf-8")
     pages = [f"notebooks/0{name}" for name in ("1-one", "2-two")] + ["book/page", "book/notes", *"abcd"]
-    (tmp_path / "source" / "index.md").write_text("# Book\n\n```{toctree}\n" + "\n".join(pages) + "\n```\n")
+    (tmp_path / "source" / "index.md").write_text(
+        "# Book\n\n```{toctree}\n" + "\n".join(pages) + "\n```\n", encoding="utf-8"
+    )
     for name in ("book/notes", *"abcd"):  # more pages than one process reads
-        (tmp_path / "source" / f"{name}.md").write_text("# Notes\n")
-    (book / "page.md").write_text("# Page\n\n## All\n\n```{boxes} Paper\n```\n")
+        (tmp_path / "source" / f"{name}.md").write_text("# Notes\n", encoding="utf-8")
+    (book / "page.md").write_text("# Page\n\n## All\n\n```{boxes} Paper\n```\n", encoding="utf-8")
     html = build(tmp_path)
     assert re.findall(r"<h3>(Chapter [^<]+)<", html) == ["Chapter 1: A chapter", "Chapter 2: Two"]
     assert html.count('<div class="seealso admonition">') == html.count("admonition-title") == 3
@@ -189,8 +189,8 @@ def test_the_page_shows_boxes_with_links_that_lead_back(tmp_path, monkeypatch):
     assert r"\(a_1\)" in html and "mathjax" in html  # the page itself holds no other maths
     assert "**" not in html
 
-    changed = (book / "02-two.md").read_text().replace("Of two", "Of two, again")
-    (book / "02-two.md").write_text(changed)
+    changed = (book / "02-two.md").read_text(encoding="utf-8").replace("Of two", "Of two, again")
+    (book / "02-two.md").write_text(changed, encoding="utf-8")
     assert "Of two, again" in build(tmp_path)  # nothing else has changed
 
 

@@ -63,7 +63,7 @@ def unlinked(number: int, source: str) -> list[str]:
 
 @pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.stem)
 def test_a_chapter_has_what_every_chapter_has(path):
-    number, source = int(path.stem[:2]), path.read_text()
+    number, source = int(path.stem[:2]), path.read_text(encoding="utf-8")
     assert problems(number, source) == []
     assert unlinked(number, source) == []
 
@@ -75,13 +75,13 @@ def opening(source: str) -> str:
 
 
 def test_no_chapter_opens_like_another():
-    openings = [opening(path.read_text()) for path in CHAPTERS]
-    assert len(set(openings)) == len(openings) == 17
+    openings = [opening(path.read_text(encoding="utf-8")) for path in CHAPTERS]
+    assert len(set(openings)) == len(openings) > 0
 
 
 def test_the_checks_find_what_is_missing():
     path = next(path for path in CHAPTERS if path.stem.startswith("03"))
-    source = path.read_text()
+    source = path.read_text(encoding="utf-8")
     spoiled = {
         "three graded exercises": source.replace("(predict, medium)", "(predict)"),
         "no answer to Exercise 3.2": source.replace("# @title Solution\nwider", "wider"),

@@ -53,7 +53,7 @@ def test_train_and_test_share_no_handwritten_digit(monkeypatch):
     ink, _ = handwritten_digits()
     for split, (first, end) in SPLITS.items():  # labels that say which digit was drawn
         monkeypatch.setattr("t2t_ref.data.digits.handwritten_digits", lambda: (ink, torch.arange(len(ink))))
-        _, drawn = ScatteredDigits(split, clutter=2).draw(range(3000))
+        _, drawn = ScatteredDigits(split, size=8, digit_size=(8, 8), clutter=2).draw(range(3000))
         assert first <= drawn.min() and drawn.max() < end
         assert len(drawn.unique()) > 0.8 * (end - first)
 

@@ -39,10 +39,10 @@ def test_a_copy_beside_or_above_is_taken(tmp_path, monkeypatch, repository):
     address, asked = repository
     for name in ("results", "notebooks"):
         (tmp_path / name).mkdir()
-    (tmp_path / "results" / "whole.json").write_text("[1]")
+    (tmp_path / "results" / "whole.json").write_text("[1]", encoding="utf-8")
     for place in (tmp_path, tmp_path / "notebooks"):
         monkeypatch.chdir(place)
-        assert json.loads(results_file("whole.json", address).read_text()) == [1]
+        assert json.loads(results_file("whole.json", address).read_text(encoding="utf-8")) == [1]
     assert not asked
 
 
@@ -50,14 +50,16 @@ def test_what_is_missing_is_fetched_once(tmp_path, monkeypatch, repository):
     address, asked = repository
     monkeypatch.chdir(tmp_path)
     for _ in range(2):
-        assert json.loads(results_file("weights/whole.json", address).read_text()) == [2]
+        assert json.loads(results_file("weights/whole.json", address).read_text(encoding="utf-8")) == [2]
     assert asked == ["/main/results/weights/whole.json"]
 
 
 def test_the_address_on_github(tmp_path, monkeypatch):
     asked = []
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("t2t_ref.experiments.results.urlopen", lambda url: asked.append(url) or open("nothing"))
+    monkeypatch.setattr(
+        "t2t_ref.experiments.results.urlopen", lambda url: asked.append(url) or open("nothing", encoding="utf-8")
+    )
     with pytest.raises(ConnectionError):
         results_file("a.json", "https://github.com/some-owner/some-name")
     assert asked == ["https://raw.githubusercontent.com/some-owner/some-name/main/results/a.json"]

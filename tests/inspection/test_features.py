@@ -140,7 +140,7 @@ def test_attention_maps_of_another_size(model, image):
     other = torch.randn(1, 3, 64, 32)
     maps = attention_maps(dynamic, other)
     assert [tuple(weights.shape) for weights in maps] == 3 * [(1, 2, 1 + 4 * 2, 1 + 4 * 2)]
-    assert class_token_maps(maps[0], dynamic.token_grid((64, 32))).shape == (1, 2, 4, 2)
+    assert class_token_maps(maps[0], dynamic.grid_of((64, 32))).shape == (1, 2, 4, 2)
 
 
 def test_class_token_maps():

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from t2t_ref import Attention, attention_maps, count_macs, count_parameters, create_model, shape_table
+from t2t_ref import attention_maps, count_macs, count_parameters, create_model, shape_table
 
 WIDE = dict(img_size=(64, 96), num_classes=10)
 
@@ -97,6 +97,8 @@ def test_macs_of_t2t_vit_14_by_formula():
     products += (3136 + 784) * m * e * 4  # two features, summaries, mixing
     assert count_macs(model, image, products_of_activations=False) == linear
     assert count_macs(model, image) == linear + products
+    model.requires_grad_(False)  # then torch runs a linear layer after a soft split as another operation
+    assert count_macs(model, image, products_of_activations=False) == linear
 
 
 @pytest.mark.parametrize(
@@ -127,4 +129,64 @@ def test_attention_maps_are_the_weights_the_model_uses(model, image):
         hook.remove()
     mixed = (maps[3] @ values).transpose(1, 2).flatten(2)
     torch.testing.assert_close(mixed, seen["mixed"], atol=1e-5, rtol=1e-4)
-    assert isinstance(attention, Attention)
+
+
+class Two(torch.nn.Module):
+    """Two tensors in, two out, and a number that is none: as the blocks of some relatives."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.outer = torch.nn.Linear(4, 4), torch.nn.Linear(8, 8)
+
+    def forward(self, inner, outer, rows=1):
+        return self.inner(inner), self.outer(outer)
+
+
+class TwoByTwo(torch.nn.Module):
+    door_notes = {"head": "the first outer token"}
+
+    def __init__(self):
+        super().__init__()
+        self.blocks = torch.nn.ModuleList(Two() for _ in range(3))
+        self.head = torch.nn.Linear(8, 5)
+
+    def forward(self, outer):
+        inner = outer[..., :4]
+        for block in self.blocks:
+            inner, outer = block(inner, outer=outer, rows=2)
+        return self.head(outer[:, 0])
+
+
+def test_shape_table_of_modules_with_several_tensors():
+    table = shape_table(TwoByTwo(), torch.zeros(1, 6, 8))
+    assert [(row.name, row.kind, row.shape, row.parameters) for row in table] == [
+        ("(input)", "", (1, 6, 8), 0),
+        ("into blocks.0[0]", "", (1, 6, 4), 0),
+        ("blocks.0-2[0]", "Two", (1, 6, 4), 3 * (20 + 72)),
+        ("blocks.0-2[1]", "Two", (1, 6, 8), 0),
+        ("into head", "the first outer token", (1, 8), 0),
+        ("head", "Linear", (1, 5), 45),
+    ]
+    inputs = torch.zeros(1, 6, 4), torch.zeros(1, 6, 8)
+    table = shape_table(Two(), inputs)
+    assert [row.name for row in table] == [
+        *("(input)[0]", "(input)[1]", "inner", "into outer", "outer", "(output)[0]", "(output)[1]")
+    ]
+    assert count_macs(Two(), inputs) == 6 * (4 * 4 + 8 * 8)
+
+
+def test_a_list_of_layers_alone_is_folded_too():
+    layers = torch.nn.Sequential(*(torch.nn.Linear(4, 4) for _ in range(3)))
+    assert [row.name for row in shape_table(layers, torch.zeros(2, 4), depth=1)][:2] == ["(input)", "0-2"]
+
+
+def test_any_module_can_say_how_it_attends(image):
+    class Halves(torch.nn.Module):
+        def attention_weights(self, tokens):
+            return torch.full((len(tokens), 1, 1, 2), 0.5)
+
+        def forward(self, tokens):
+            return tokens
+
+    (weights,) = attention_maps(torch.nn.Sequential(Halves()), image)
+    assert weights.shape == (2, 1, 1, 2)

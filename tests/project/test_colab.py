@@ -21,7 +21,7 @@ def distributions(needs: list[str]) -> set[str]:
     return {MODULES.get(name, name) for name in names} | {x for name in names for x in BROUGHT.get(name, ())}
 
 
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 PLAIN = distributions(PROJECT["dependencies"]) | {"t2t_ref"}
 EXTRAS = {name: distributions(needs) for name, needs in PROJECT["optional-dependencies"].items()}
 WITHOUT_A_BOX = set()
@@ -55,7 +55,7 @@ def imported_by(tree: ast.AST) -> set[str]:
 
 @cache
 def imported_by_file(file: Path) -> frozenset[str]:
-    return frozenset(imported_by(ast.parse(file.read_text()))) if file.exists() else frozenset()
+    return frozenset(imported_by(ast.parse(file.read_text(encoding="utf-8")))) if file.exists() else frozenset()
 
 
 def with_the_package(modules: set[str]) -> set[str]:
@@ -102,10 +102,11 @@ def runs_unasked(tree: ast.Module) -> ast.Module:
 
 
 def test_the_set_up_cell_names_the_branch_that_is_published():
-    configuration = (ROOT / "_config.yml").read_text()
+    configuration = (ROOT / "_config.yml").read_text(encoding="utf-8")
     assert "\n  branch: main\n" in configuration and '\n  path_to_book: ""\n' in configuration
     assert "colab_url: https://colab.research.google.com\n" in configuration
-    assert len(NOTEBOOKS) == 17
+    chapters = (ROOT / "book").glob("[0-9][0-9]-*.md")
+    assert [path.stem for path in NOTEBOOKS] == sorted(path.stem for path in chapters)
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

@@ -89,7 +89,7 @@ def test_a_wrong_number_of_channels_is_named():
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("recipe", [replace(PLAIN, flip=0.5), replace(PLAIN, img_size=40)], ids=["flip", "resize"])
 def test_images_of_another_scale_are_refused_where_they_would_be_cut(recipe, training):
-    """Of a data set of one's own, which may have normalised them. Cut off at 1 they would still train to something."""
+    """Of a dataset of one's own, which may have normalised them. Cut off at 1 they would still train to something."""
     if not training:
         recipe = replace(recipe, img_size=40)  # a flip is for training alone
     augment, plain, labels = Augment(recipe, 3).train(training), Augment(PLAIN, 3), torch.zeros(2, dtype=torch.int64)

@@ -155,7 +155,7 @@ def write_folder(root, classes=3, images=5):
                 pixels = np.random.default_rng(10 * number + image).integers(0, 100, (30, 40, 3), np.uint8)
                 pixels[..., (number + image // 3) % 3] += 150  # two colours in each class
                 Image.fromarray(pixels).save(folder / f"{image}.png")
-    (root / "val" / "class_0" / "bad.png").write_text("no image")
+    (root / "val" / "class_0" / "bad.png").write_text("no image", encoding="utf-8")
     return root
 
 
@@ -187,7 +187,7 @@ def test_a_file_of_the_authors(tmp_path, capsys):
     assert main([*arguments, "--output", str(tmp_path / "out")]) == 0
     text = capsys.readouterr().out
     assert "32 pixels, crop 0.9" in text and "18 images of 3 classes; 1 more could not be read" in text
-    found = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    found = json.loads((tmp_path / "out" / "evaluation.json").read_text(encoding="utf-8"))
     assert found["confusion"] == expected_of(model, root)
     assert len({np.argmax(row) for row in found["confusion"]}) > 1
     assert found["top1_hits"] == np.trace(found["confusion"]) and found["interpolation"] == "bicubic"
@@ -227,10 +227,10 @@ def test_ours_with_the_recipe_of_its_run(tmp_path, capsys):
     torch.manual_seed(0)
     save_checkpoint(T2TViT(**TINY, num_classes=10), tmp_path / "weights.safetensors")
     recipe = Recipe(data="digits", test_split="val", mean=(0.1, 0.2, 0.3), model_options=(("depth", 1),), img_size=32)
-    (tmp_path / "log.jsonl").write_text(json.dumps({"kind": "run", "recipe": asdict(recipe)}) + "\n")
+    (tmp_path / "log.jsonl").write_text(json.dumps({"kind": "run", "recipe": asdict(recipe)}) + "\n", encoding="utf-8")
     assert main([str(tmp_path / "weights.safetensors"), "--cpu", "--output", str(tmp_path)]) == 0
     assert "on digits, 32 pixels" in capsys.readouterr().out
-    found = json.loads((tmp_path / "evaluation.json").read_text())
+    found = json.loads((tmp_path / "evaluation.json").read_text(encoding="utf-8"))
     assert found["images"] == 200 and found["mean"] == [0.1, 0.2, 0.3]
     tall = T2TViT(**TINY | {"img_size": (32, 48)}, num_classes=10)
     save_checkpoint(tall, tmp_path / "weights.safetensors")
@@ -239,6 +239,7 @@ def test_ours_with_the_recipe_of_its_run(tmp_path, capsys):
     assert main([str(tmp_path / "weights.safetensors"), "--cpu", "--img-size", "32"]) == 0
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="torchrun of torch's wheels for Windows lacks libuv")
 def test_two_real_processes_count_every_image_once(tmp_path):
     root = write_folder(tmp_path / "photos", images=4)  # 4 + 5 + 6 images and a bad one: unequal shares
     torch.manual_seed(0)
@@ -256,7 +257,9 @@ def test_two_real_processes_count_every_image_once(tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("top-1") == 1  # one process prints
     assert main([*arguments, "--output", str(tmp_path / "one")]) == 0
-    two, one = (json.loads((tmp_path / name / "evaluation.json").read_text()) for name in ("two", "one"))
+    two, one = (
+        json.loads((tmp_path / name / "evaluation.json").read_text(encoding="utf-8")) for name in ("two", "one")
+    )
     assert two["images"] == 15 and two["unread"] == 1
-    assert two["loss"] == pytest.approx(one["loss"], rel=1e-6)
+    assert two["loss"] == pytest.approx(one["loss"], rel=1e-5)
     assert two | {"loss": 0} == one | {"loss": 0}

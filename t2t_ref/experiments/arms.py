@@ -1,0 +1,222 @@
+"""What is compared: every experiment of chapters 11 to 13 as tables of plain values, and the models that they name.
+
+An arm is a table: ``kind`` picks the model, ``ARM_OPTIONS`` are read here, the rest are arguments of the model. An
+:class:`Experiment` is its arms and the terms that hold for all of them.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from t2t_ref.arguments import check_known
+from t2t_ref.create import create_model
+from t2t_ref.data.sources import TEST_SAMPLES
+from t2t_ref.experiments.resnet import ResNet
+from t2t_ref.models.position import sinusoid_table
+from t2t_ref.models.token_performer import TokenPerformer
+from t2t_ref.train import Recipe, find_recipe
+
+MEAN, STD = 0.4, 0.25  # of the pixels of scattered digits, roughly
+DATA = dict(size=64, digit_size=(40, 56), polarity="light", contrast=0.7, clutter=0, noise=0.05)
+
+
+def scattered(contrast: float, **changes) -> Recipe:
+    """The recipe of all runs on scattered digits: AdamW, one epoch of warm-up, a cosine to 0, clipped gradients."""
+    options = {name: value for name, value in DATA.items() if name != "size"} | dict(contrast=contrast)
+    same = dict(
+        data_options=tuple(options.items()), img_size=DATA["size"], weight_decay=0.05, min_lr=0.0, warmup_epochs=1,
+        cooldown_epochs=0, lr_per_update=True, clip_grad=1.0, mean=3 * (MEAN,), std=3 * (STD,), save_every=0,
+        log_every=10, test_split="val",
+    )  # fmt: skip
+    return find_recipe("scattered-digits", same | changes)
+
+
+SHORT = scattered(DATA["contrast"], epochs=8, epoch_samples=1500, batch_size=50)  # 12,000 images
+CENTRED = find_recipe("digits", dict(epochs=10, smoothing=0.0, test_split="val"))  # 1,184 images, ten times
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What is compared, and on which terms.
+
+    Units:
+        recipe is what all arms share; an arm sets the model, and with ``samples`` the length. More rates than one are
+        all tried with every search seed. Then each of seeds trains the arm, or each of the arm's own ``seeds``. tested
+        is the number of test digits. watch(model, update) may return numbers to be kept, look(model) describes a model
+        before and after training, keep(label, model, recipe, run, folder) stores what the first seed has trained; about
+        is what the file says of such numbers
+    """
+
+    arms: dict[str, dict]
+    recipe: Recipe = SHORT
+    rates: tuple[float, ...] = (5e-4, 1e-3, 2e-3)
+    search_seeds: tuple[int, ...] = (100,)
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    tested: int = TEST_SAMPLES
+    watch: Callable[[nn.Module, int], dict | None] | None = None
+    look: Callable[[nn.Module], dict] | None = None
+    keep: Callable[[str, nn.Module, Recipe, dict, Path], object] | None = None
+    about: dict = field(default_factory=dict)
+
+
+# arms
+
+BACKBONE = dict(embed_dim=96, depth=4, num_heads=4, mlp_ratio=2.0)
+# dropout in the performer alone would be one more difference between the arms
+T2T = BACKBONE | dict(token_dim=32, performer_drop_rate=0.0)
+DEEP, WIDE = dict(embed_dim=64, num_heads=2), dict(embed_dim=132, num_heads=4, depth=2)
+SLIM = dict(embed_dim=80)  # about the parameters of a ghost model, without ghosts
+
+# by name, so that the recipe of a run says which model it trains
+MODELS = {
+    "t2t": "t2t_vit_7",
+    "t2t ghost": "t2t_vit_16_ghost",
+    "vit": "vit_small_patch16",
+    "vit se": "vit_small_patch16_se",
+    "vit ghost": "vit_small_patch16_ghost",
+    "resnet": "resnet",  # of this folder
+}
+ARM_OPTIONS = ("kind", "position", "features", "redraw", "distinct", "samples", "seeds")
+VIT_ARM = dict(kind="vit", qkv_bias=False, **BACKBONE)
+PERFORMER = dict(kind="t2t", tokens_type="performer", **T2T)
+TOKENISERS = {
+    "hard split": VIT_ARM,
+    "three convolutions": dict(kind="t2t", tokens_type="convolution", **T2T),
+    "T2T, performer": PERFORMER,
+    "T2T, transformer": dict(kind="t2t", tokens_type="transformer", **T2T),
+}
+CENTRED_SIZES = dict(depth=6, num_heads=3)
+
+ABLATIONS: dict[str, dict[str, dict]] = {
+    "tokenisers": TOKENISERS,
+    # over three times the budget: what is left of the first order once every arm has got going
+    # and whether it was the tokens or the table, since T2T comes with a sinusoid and ViT with a learned table
+    "tokenisers_long": {
+        **{label: arm | dict(samples=40_000) for label, arm in TOKENISERS.items()},
+        "hard split, sinusoid": VIT_ARM | dict(position="sinusoid", samples=40_000),
+    },
+    "deep_narrow": {
+        "T2T, deep": PERFORMER | DEEP | dict(depth=9),
+        "T2T, wide": PERFORMER | WIDE,
+        "hard split, deep": VIT_ARM | DEEP | dict(depth=10),
+        "hard split, wide": VIT_ARM | WIDE,
+    },
+    "positions": {
+        "T2T, sinusoid": PERFORMER,
+        "T2T, learned": PERFORMER | dict(position="learned"),
+        "T2T, none": PERFORMER | dict(position="none"),
+        "hard split, sinusoid": VIT_ARM | dict(position="sinusoid"),
+        "hard split, learned": VIT_ARM,
+        "hard split, none": VIT_ARM | dict(position="none"),
+    },
+    "performer": {
+        "epsilon 1e-8": PERFORMER,
+        "epsilon 0": PERFORMER | dict(performer_epsilon=0.0),
+        "m = 8": PERFORMER | dict(features=8),
+        "m = 32": PERFORMER | dict(features=32),
+        "m = 64": PERFORMER | dict(features=64),
+        "redrawn": PERFORMER | dict(redraw=True),
+    },
+    "sample_efficiency": {
+        **{f"T2T, {n} images": PERFORMER | dict(distinct=n) for n in (1000, 2000, 4000)},
+        "T2T, endless": PERFORMER,
+        **{f"hard split, {n} images": VIT_ARM | dict(distinct=n) for n in (1000, 2000, 4000)},
+        "hard split, endless": VIT_ARM,
+    },
+    "cnn_designs": {
+        "hard split, plain": VIT_ARM,
+        "hard split, SE": VIT_ARM | dict(kind="vit se"),
+        "hard split, 12 heads": VIT_ARM | dict(num_heads=12),
+        "hard split, ghost": VIT_ARM | dict(kind="vit ghost"),
+        "hard split, slim": VIT_ARM | SLIM,
+        "T2T, plain": PERFORMER,
+        "T2T, ghost": PERFORMER | dict(kind="t2t ghost"),
+        "T2T, slim": PERFORMER | SLIM,
+    },
+}
+
+EXPERIMENTS = {name: Experiment(arms) for name, arms in ABLATIONS.items()} | {
+    "digits": Experiment(
+        {"hard split": VIT_ARM | CENTRED_SIZES, "T2T, performer": PERFORMER | CENTRED_SIZES},
+        CENTRED,
+        rates=(1e-3, 2e-3, 4e-3),
+        tested=400,  # all there are
+    )
+}
+
+
+# models
+
+
+def recipe_of(values: dict, lr: float, seed: int, recipe: Recipe = SHORT, **changes) -> Recipe:
+    """The recipe of one run of an arm.
+
+    Raises:
+        ValueError: for an unknown kind, and for a number of samples that does not fill the epochs with batches
+    """
+    check_known("kind of model", values["kind"], list(MODELS))
+    options = {name: value for name, value in values.items() if name not in ARM_OPTIONS}
+    changes = dict(model=MODELS[values["kind"]], model_options=tuple(options.items()), lr=lr, seed=seed) | changes
+    recipe = replace(recipe, **changes)
+    if "samples" in values:
+        if values["samples"] % (recipe.epochs * recipe.batch_size):
+            raise ValueError(
+                f"samples is {values['samples']}, expected a multiple of {recipe.epochs} epochs x {recipe.batch_size}"
+            )
+        recipe = replace(recipe, epoch_samples=values["samples"] // recipe.epochs)
+    return recipe
+
+
+def build_model(values: dict, num_classes: int = 10, img_size: int = DATA["size"]) -> nn.Module:
+    """The model of an arm, with fresh weights from torch's global generator."""
+    options = {name: value for name, value in values.items() if name not in ARM_OPTIONS}
+    if values["kind"] == "resnet":
+        return ResNet(num_classes=num_classes, **options)
+    model = create_model(MODELS[values["kind"]], num_classes=num_classes, img_size=img_size, **options)
+    set_position(model, values.get("position"))
+    if "features" in values:
+        for layer in performers(model):
+            layer.w = nn.Parameter(random_directions(values["features"], layer.w.shape[1]), requires_grad=False)
+    return model
+
+
+def set_position(model: nn.Module, kind: str | None) -> None:
+    """Give a model a fixed sinusoid, a learned table or none; None leaves the one it has."""
+    if kind is None:
+        return
+    check_known("position", kind, ("sinusoid", "learned", "none"))
+    _, n, dim = model.pos_embed.shape
+    if kind == "sinusoid":
+        table = sinusoid_table(n, dim)
+    else:
+        table = torch.zeros(1, n, dim)
+    if kind == "learned":
+        nn.init.trunc_normal_(table, std=0.02)  # as ViT starts
+    model.pos_embed = nn.Parameter(table, requires_grad=kind == "learned")
+
+
+def performers(model: nn.Module) -> list[TokenPerformer]:
+    """The T2T layers with random features, from the first to the last."""
+    return [module for module in model.modules() if isinstance(module, TokenPerformer)]
+
+
+def random_directions(m: int, dim: int) -> Float[Tensor, "m d"]:
+    """m rows of norm sqrt(m), as the authors draw them: orthogonal, in blocks of at most ``dim`` rows.
+
+    Shapes:
+        return: ``m d``, d = dim
+    """
+    blocks = [nn.init.orthogonal_(torch.empty(min(dim, m - start), dim)) for start in range(0, m, dim)]
+    return torch.cat(blocks) * math.sqrt(m)
+
+
+def redraw_directions(model: nn.Module) -> None:
+    """Fresh random directions for every performer, in place."""
+    with torch.no_grad():
+        for layer in performers(model):
+            layer.w.copy_(random_directions(*layer.w.shape))

@@ -1,0 +1,49 @@
+"""Counting parameters and multiply-accumulates (chapter 9)."""
+
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from t2t_ref.inspection.taps import eval_without_gradients
+
+PRODUCTS = ("bmm", "baddbmm")  # a linear layer runs as mm or addmm, seldom so; a convolution as itself
+
+
+def count_parameters(model: nn.Module, *, trainable_only: bool = False) -> int:
+    """How many numbers the parameters hold. Frozen ones (position table, random features) count unless told not to."""
+    return sum(p.numel() for p in model.parameters() if p.requires_grad or not trainable_only)
+
+
+def count_macs(model: nn.Module, image: Tensor | tuple, *, products_of_activations: bool = True) -> int:
+    """Multiply-accumulates of one forward pass, for one image of the batch, by torch's own FLOP counter.
+
+    Some tools count linear layers and convolutions only. ``products_of_activations=False`` gives their number: it
+    leaves out queries x keys and weights x values of attention, and the feature products of the performer.
+
+    Shapes:
+        image: b c h w; a tuple for a module that takes more than one input, tensors b first
+
+    Units:
+        multiply-accumulates, half the FLOPs of matrix products; element-wise work is not counted
+    """
+    inputs = image if isinstance(image, tuple) else (image,)
+    # the counter stumbles over a parameter that one module hands to another
+    weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    counter = FlopCounterMode(display=False)
+    # the plain backend writes attention as two matrix products, which every version of torch counts
+    with eval_without_gradients(model), sdpa_kernel(SDPBackend.MATH), counter:
+        functional_call(model, weights, inputs)
+    flops = counter.get_flop_counts()
+    counted = sum(flops["Global"].values())
+    if not products_of_activations:
+        root = type(model).__name__
+        linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+        linear = [flops.get(f"{root}.{name}" if name else root, {}) for name in linear]
+        counted -= products(flops["Global"]) - sum(map(products, linear))
+    return counted // 2 // len(inputs[0])
+
+
+def products(flops: dict) -> int:
+    """Those of the counted FLOPs that belong to products of two activations, or to a linear layer that runs as such."""
+    return sum(count for operation, count in flops.items() if operation.__name__ in PRODUCTS)

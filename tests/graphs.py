@@ -1,0 +1,108 @@
+"""Out of Python: torch.export, ONNX, and torch.compile without a graph break, each against the model itself.
+
+    python tests/graphs.py FOLDER NAME ...    runs these checks, and prints what went wrong in each as JSON
+
+All checks share one process, since importing the compiler takes longer than most of them, and it is not the process of
+the test run, whose checks of every shape are no part of a graph. test_export.py starts it.
+"""
+
+import importlib.util
+import json
+import sys
+import traceback
+from copy import deepcopy
+from pathlib import Path
+
+import torch
+
+from t2t_ref import T2TViT, create_model
+from t2t_ref.models.cnn_designs import GhostViT, SEViT
+from t2t_ref.models.dense import DenseViT
+from t2t_ref.models.fused import fuse
+
+OLD = torch.__version__.startswith("2.4.")  # it cannot export the performer, nor compile get_parameter
+ABSENT = [name for name in ("onnx", "onnxruntime", "onnxscript") if importlib.util.find_spec(name) is None]
+SIZES = {"t2t_vit_7": 64, "t2t_vit_t_14": (64, 96), "t2t_vit_c_14": 64, "deit_small_patch16": 64}
+DESIGNS = {"se": SEViT, "ghost": GhostViT, "dense": DenseViT}  # what is in front of their blocks is among SIZES
+
+
+def variant(name):
+    return create_model(name, img_size=SIZES[name], num_classes=10, depth=1).eval()
+
+
+def design(name):
+    sizes = dict(img_size=32, embed_dim=48, num_heads=4, mlp_ratio=3.0, num_classes=10)
+    sizes |= dict(depths=(1, 1), growth_rate=16) if name == "dense" else dict(depth=1)
+    return DESIGNS[name](**sizes).eval()
+
+
+def small(fused):
+    model = T2TViT(img_size=32, embed_dim=48, depth=1, num_heads=3, token_dim=16).eval()
+    return fuse(deepcopy(model)) if fused else model
+
+
+def images_for(model, batch=2):
+    return torch.randn(batch, 3, *model.img_size)
+
+
+def exported(model, folder):
+    """A graph, not a recorded answer: written, read, and run on other images and on other numbers of them."""
+    batches = ({0: torch.export.Dim("b")},)
+    program = torch.export.export(model, (images_for(model),), dynamic_shapes=batches)
+    torch.export.save(program, folder / "model.pt2")
+    again = torch.export.load(folder / "model.pt2").module()
+    for b in (2, 1, 5):
+        images = images_for(model, b)
+        torch.testing.assert_close(again(images), model(images))
+
+
+def onnx(model, folder):
+    import onnxruntime
+
+    path = str(folder / "model.onnx")
+    torch.onnx.export(model, (images_for(model),), path, dynamo=True, verbose=False)
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    (entry,) = session.get_inputs()
+    for _ in range(2):
+        images = images_for(model)
+        (logits,) = session.run(None, {entry.name: images.numpy()})
+        # two sets of float32 kernels are 5e-7 apart, two images 1e-2
+        torch.testing.assert_close(torch.from_numpy(logits), model(images), atol=2e-5, rtol=0)
+
+
+def compiled(model, folder):
+    images = images_for(model)
+    torch.testing.assert_close(torch.compile(model, fullgraph=True, backend="eager")(images), model(images))
+
+
+CHECKS = {f"export {name}": lambda folder, n=name: exported(variant(n), folder) for name in SIZES}
+CHECKS |= {f"export {name}": lambda folder, n=name: exported(design(n), folder) for name in DESIGNS}
+CHECKS |= {f"onnx {name}": lambda folder, n=name: onnx(variant(n), folder) for name in ("t2t_vit_7", "t2t_vit_t_14")}
+CHECKS |= {f"compile {name}": lambda folder, n=name: compiled(design(n), folder) for name in DESIGNS}
+CHECKS |= {"compile readable": lambda folder: compiled(small(fused=False), folder)}
+CHECKS |= {"compile fused": lambda folder: compiled(small(fused=True), folder)}
+PERFORMERS = ("export t2t_vit_7", "compile fused")
+
+
+def cannot(name):
+    """Why this check cannot run here, or None."""
+    if OLD and name in PERFORMERS:
+        return "torch 2.4 can neither export nor compile it"
+    return f"not installed: {', '.join(ABSENT)}" if name.startswith("onnx") and ABSENT else None
+
+
+def main(folder, *names):
+    found = {}
+    for name in names:
+        torch.manual_seed(0)
+        try:
+            with torch.no_grad():
+                CHECKS[name](Path(folder))
+            found[name] = ""
+        except Exception:
+            found[name] = traceback.format_exc()
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
