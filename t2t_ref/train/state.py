@@ -109,7 +109,7 @@ def inventory(data, spec: str) -> dict:
         spec is the recipe's ``data``, which says below which folder the names of files are compared
     """
     rows, (kind, _, place) = getattr(data.train, "rows", None), spec.partition(":")
-    found = {"kind": kind.replace("_", "-"), "classes": list(data.class_names)}
+    found = {"kind": kind.replace("_", "-"), "classes": list(getattr(data, "class_names", range(data.num_classes)))}
     if hasattr(data.train, "__len__"):
         found["images"] = len(data.train)
     if "path" in (getattr(rows, "column_names", None) or ()):
