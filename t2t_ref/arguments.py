@@ -21,7 +21,7 @@ def check_known(kind: str, name: str, known: Iterable[str], error: type[Exceptio
     """Refuse a name that is not known.
 
     Raises:
-        ``error``, a ValueError if nothing else is said, with the nearest known names
+        ValueError: with the nearest known names; another error if ``error`` says so
     """
     known = list(known)
     if name not in known:

@@ -18,15 +18,21 @@ def create_model(name: str, *, pretrained: bool = False, **arguments) -> Classif
     by :func:`load_checkpoint`: with another number of classes the head stays fresh, for another image size the
     position table is resized. For t2t_vit_14 at 384 pixels it is the file trained at 384.
 
+    Args:
+        **arguments: those of the model's class. All models have img_size=224, in_chans=3, num_classes=1000,
+            drop_rate=0.0, attn_drop_rate=0.0 and drop_path_rate=0.0; T2T-ViTs and ViTs have qk_scale=None and
+            dynamic_img_size=False; further ones, such as depth, are in :class:`T2TViT` and :class:`ViT`
+
     Units:
         ``arguments`` are those of the model's class. All models have img_size=224, in_chans=3, num_classes=1000,
         drop_rate=0.0, attn_drop_rate=0.0 and drop_path_rate=0.0; T2T-ViTs and ViTs have qk_scale=None and
         dynamic_img_size=False; further ones, such as depth, are in :class:`T2TViT` and :class:`ViT`
 
     Raises:
-        ValueError: for an unknown name, TypeError for an argument that the model does not have, both with the nearest
-            ones; with pretrained=True, ValueError for a variant without released weights and for arguments that they do
-            not fit, ConnectionError without a network, which says where to put the file
+        ValueError: for an unknown name, with the nearest ones; with pretrained=True for a variant without released
+            weights and for arguments that they do not fit
+        TypeError: for an argument that the model does not have, with the nearest ones
+        ConnectionError: with pretrained=True without a network, which says where to put the file
 
     Source:
         names are the authors'

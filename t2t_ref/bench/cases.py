@@ -123,7 +123,8 @@ def build(implementation: str, case: Case) -> nn.Module:
     """A model by the name of its implementation, with the same seeded weights for all of them.
 
     Raises:
-        ValueError: for an unknown implementation, ImportError if vit-pytorch is asked for and absent
+        ValueError: for an unknown implementation
+        ImportError: if vit-pytorch is asked for and absent
     """
     check_implementation(implementation)
     torch.manual_seed(0)
@@ -174,7 +175,10 @@ def peak_memory(implementation: str, case: Case) -> dict[str, float]:
     """Peak memory of one step beyond the model and its input, in a process of its own.
 
     Units:
-        megabytes (10^6 bytes); on a GPU what its allocator held at most, else the resident memory of the process
+        megabytes (10^6 bytes)
+
+    Note:
+        on a GPU what its allocator held at most, else the resident memory of the process
 
     Raises:
         RuntimeError: with the child's last line if it fails

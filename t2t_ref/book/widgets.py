@@ -69,9 +69,11 @@ def soft_split_explorer(
     Shapes:
         image: ``3 h w``, red, green, blue, or 1 3 h w; None for a drawn picture
 
+    Args:
+        token: the number of the token shown first, row by row from 0 (None: one in the middle)
+
     Units:
-        image between 0 and 1, each side 8 to 64 pixels; kernel, stride and padding are pixels of ``image``; token is
-        the number of the token shown first, row by row from 0 (None: one in the middle)
+        image between 0 and 1, each side 8 to 64 pixels; kernel, stride and padding are pixels of ``image``
 
     Raises:
         ValueError: for another kind of image, an unknown mode, a start value out of range
@@ -219,10 +221,18 @@ def feature_viewer(
     Shapes:
         views: name -> (picture 3 h w, layers); layers: name -> maps c rows columns
 
+    Args:
+        view: which one is shown first, counted from 0 among what is there
+        layer: likewise
+        channel: likewise
+        common: start with one scale for the layer
+        channels: at most so many of a layer are shown, evenly spaced
+
     Units:
-        pictures are between 0 and 1; maps are stored in 256 steps from their smallest to their largest value. At most
-        ``channels`` of a layer are shown, evenly spaced. view, layer and channel say what is shown first, counted from
-        0 among what is there; ``common`` starts with one scale for the layer
+        pictures are between 0 and 1
+
+    Note:
+        maps are stored in 256 steps from their smallest to their largest value
 
     Raises:
         ValueError: for no view or layer, values that are not finite, a start value out of range, or more than fits into

@@ -59,8 +59,11 @@ class Digits(Dataset):
     Shapes:
         item: ``(c h w, int)``, c = 3, h = w = size; values from 0 to 1
 
+    Args:
+        split: "train" (1197 digits), "val" (200) or "test" (400)
+
     Units:
-        ``split`` is "train" (1197 digits), "val" (200) or "test" (400); size is pixels
+        size is pixels
 
     Raises:
         ValueError: for an unknown split or a size below 8
@@ -95,11 +98,15 @@ class ScatteredDigits(Dataset):
     Shapes:
         item: ``(c h w, int)``, c = 3, h = w = size; values from 0 to 1
 
+    Args:
+        digit_size: (smallest, largest)
+        polarity: whether the ink is "light" on a dark ground, "dark", or "both"
+        contrast: the least difference of brightness between ink and ground, from 0 to 0.8
+        clutter: the number of stray strokes, pieces of other digits
+        noise: the standard deviation added to every value
+
     Units:
-        length is samples in an epoch; size and digit_size (smallest, largest) are pixels; contrast is the least
-        difference of brightness between ink and ground, from 0 to 0.8; polarity says whether the ink is "light" on a
-        dark ground, "dark", or "both"; clutter is the number of stray strokes, pieces of other digits; noise is the
-        standard deviation added to every value
+        length is samples in an epoch; size and digit_size are pixels
 
     Raises:
         ValueError: for an unknown split or polarity, digits that do not fit on the canvas, a negative number

@@ -43,9 +43,14 @@ def preprocess(image, img_size: int | tuple[int, int] = 224) -> Float[Tensor, "1
             3 or 4 (alpha); palettes, CMYK and all else as :func:`to_rgb` does
         return: ``1 3 h w``, h and w as in ``img_size``
 
+    Args:
+        img_size: an int or (height, width)
+
     Units:
-        img_size is pixels, an int or (height, width); an array's kind of number says what white is: 255 for bytes,
-        65535 for 16 bits, 1 for floats and booleans; the result is in standard deviations from ImageNet's mean
+        img_size is pixels; the result is in standard deviations from ImageNet's mean
+
+    Note:
+        an array's kind of number says what white is: 255 for bytes, 65535 for 16 bits, 1 for floats and booleans
 
     Raises:
         ValueError: for something that is no image

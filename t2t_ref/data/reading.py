@@ -92,8 +92,8 @@ class Stream(IterableDataset):
     Shapes:
         item: ``(c h w, int)``, c = 3, (h, w) = size
 
-    Units:
-        samples is the length of an epoch, over all processes
+    Args:
+        samples: the length of an epoch, over all processes
 
     Raises:
         ValueError: if nobody says how long an epoch is
@@ -249,8 +249,14 @@ def random_crop(
 ):
     """A random part of a PIL image that has not been read yet, resized.
 
+    Args:
+        size: (height, width)
+        scale: as in :func:`draw_box`
+        ratio: as in :func:`draw_box`
+        interpolation: may be "random"
+
     Units:
-        size is pixels, (height, width); scale and ratio as in :func:`draw_box`; interpolation may be "random"
+        size is pixels
     """
     from PIL import Image
 
@@ -276,8 +282,12 @@ def draw_box(
 ) -> tuple[int, int, int, int]:
     """Left, top, right and bottom of a random part of an image.
 
+    Args:
+        scale: the range of its share of the area
+        ratio: the range of width / height, drawn evenly in its log
+
     Units:
-        pixels; scale is the range of its share of the area, ratio that of width / height, drawn evenly in its log
+        pixels
 
     Source:
         the authors' crop, timm 0.3.4's RandomResizedCropAndInterpolation: ten tries, else the middle

@@ -55,10 +55,10 @@ class Data:
 def open_data(recipe, training: bool = True) -> Data:
     """The data of a recipe. What is missing is found here, not at step 40,000.
 
-    Units:
-        recipe has ``data``, ``data_options``, ``test_split`` and ``img_size``; for files, what :func:`cropping` needs;
-        for what is drawn or read without end ``epoch_samples``, ``batch_size`` and ``seed``; training=False opens the
-        test set alone
+    Args:
+        recipe: has ``data``, ``data_options``, ``test_split`` and ``img_size``; for files, what :func:`cropping` needs;
+            for what is drawn or read without end ``epoch_samples``, ``batch_size`` and ``seed``
+        training: False opens the test set alone
 
     Raises:
         ValueError: for an unknown source and for folders that do not agree
@@ -90,9 +90,9 @@ def crops_at_reading(spec: str) -> bool:
 def cropping(recipe, training: bool) -> Prepare:
     """What becomes of an image where it is read: ``prepare(image, rng)`` takes a PIL image and a random.Random.
 
-    Units:
-        recipe has ``data`` and ``img_size``, ``crop_pct`` and ``interpolation`` for the test, ``crop_scale``,
-        ``crop_ratio`` and ``train_interpolation`` for training
+    Args:
+        recipe: has ``data`` and ``img_size``, ``crop_pct`` and ``interpolation`` for the test, ``crop_scale``,
+            ``crop_ratio`` and ``train_interpolation`` for training
     """
     if not crops_at_reading(recipe.data):
         return whole
@@ -217,8 +217,8 @@ def readable(names: list[str]) -> tuple[str, ...]:
 def open_hub(recipe, name: str, training: bool, stream: bool) -> Data:
     """An image classification set of the Hugging Face hub, or a folder with a copy of one.
 
-    Units:
-        with ``stream`` images are fetched while training, else all of them first
+    Args:
+        stream: fetch images while training, else all of them first
 
     Raises:
         ConnectionError: with the remedy, if the hub cannot be reached

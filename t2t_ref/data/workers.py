@@ -52,8 +52,11 @@ def collate(items: list) -> tuple[list[Tensor], list[logging.LogRecord]]:
 def read_batches(data, workers: int = 0, **options) -> Iterator[list[Tensor]]:
     """What a DataLoader of ``data`` yields. Warnings of the processes that read are logged here, each once.
 
+    Note:
+        what ``data`` raises is raised here, too
+
     Raises:
-        what ``data`` raises; an OSError of another process in one line, as in this one, without its traceback
+        OSError: of another process in one line, as in this one, without its traceback
     """
     start = keep_warnings if workers else None
     said = set()  # two processes may find the same file at the same time

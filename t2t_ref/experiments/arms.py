@@ -44,7 +44,7 @@ CENTRED = find_recipe("digits", dict(epochs=10, smoothing=0.0, test_split="val")
 class Experiment:
     """What is compared, and on which terms.
 
-    Units:
+    Note:
         recipe is what all arms share; an arm sets the model, and with ``samples`` the length. More rates than one are
         all tried with every search seed. Then each of seeds trains the arm, or each of the arm's own ``seeds``. tested
         is the number of test digits. watch(model, update) may return numbers to be kept, look(model) describes a model

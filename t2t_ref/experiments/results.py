@@ -11,8 +11,8 @@ FOLDERS = (Path("results"), Path("../results"))  # seen from the repository's ro
 def results_file(name: str, repository: str) -> Path:
     """Where results/NAME lies. Without a copy here, on Colab say, it is fetched once into results/.
 
-    Units:
-        repository is the address of the book's repository, as the set-up cell of every chapter has it
+    Args:
+        repository: the address of the book's repository, as the set-up cell of every chapter has it
 
     Raises:
         ConnectionError: which says where to put the file, if it is neither here nor to be had

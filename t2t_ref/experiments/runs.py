@@ -102,7 +102,10 @@ def held_out(split: str, samples: int = TEST_SAMPLES, recipe: Recipe = SHORT) ->
     """Validation or test images and their labels, the same for every arm and seed.
 
     Units:
-        samples counts scattered digits; of the centred ones there is a fixed number
+        samples counts scattered digits
+
+    Note:
+        of the centred digits there is a fixed number
     """
     if recipe.data == "digits":
         return open_data(replace(recipe, test_split=split), training=False).test
@@ -155,9 +158,10 @@ def train_arm(
 ) -> "train.Result":
     """Train one arm by its recipe, on the processor. ``watch(model, update)`` looks after each update.
 
-    Units:
-        model is what is trained, in place; None builds it from the recipe's seed. watched is the number of validation
-        digits that are looked at after each epoch; the recipe's evaluate_every=0 looks at none
+    Args:
+        model: what is trained, in place; None builds it from the recipe's seed
+        watched: the number of validation digits that are looked at after each epoch; the recipe's evaluate_every=0
+            looks at none
     """
     updates = images_seen(recipe) // recipe.batch_size
 
@@ -193,8 +197,11 @@ def run(
     """Train one model and describe the run: accuracy, losses, processor seconds, and what the experiment looks at.
 
     Units:
-        accuracy in percent; ``losses`` are pairs (updates, mean training loss since the pair before), ``curve`` are
-        triples (images, mean training loss of an epoch, validation accuracy after it)
+        accuracy in percent
+
+    Note:
+        ``losses`` are pairs (updates, mean training loss since the pair before), ``curve`` are triples (images, mean
+        training loss of an epoch, validation accuracy after it)
     """
     start = time.process_time()
     values = experiment.arms[label]
@@ -272,8 +279,9 @@ def run_experiment(
 
     An arm that another file in the folder has already (the same values, on the same terms) is taken over from there.
 
-    Units:
-        seeds instead of those of the experiment; jobs are runs at a time, each in a process with one thread
+    Args:
+        seeds: instead of those of the experiment
+        jobs: runs at a time, each in a process with one thread
 
     Raises:
         ValueError: for a file made on other terms

@@ -213,12 +213,17 @@ def released_models(
 ) -> dict[str, nn.Module]:
     """The models of the paper's Fig. 2, in eval mode: T2T-ViT-24, ViT-L/16, ResNet-50. For any image size.
 
-    Units:
-        t2t is the authors' file, True downloads it (256 MB); vit is a file with timm's names, a path or a URL (1.2 GB);
-        resnet is a model, None takes torchvision's (100 MB). ``sizes`` are arguments of both transformers
+    Args:
+        t2t: the authors' file, True downloads it (256 MB)
+        vit: a file with timm's names, a path or a URL (1.2 GB)
+        resnet: a model, None takes torchvision's (100 MB)
+        **sizes: arguments of both transformers
+
+    Note:
+        what load_checkpoint raises is raised here, too
 
     Raises:
-        ImportError: without torchvision if no resnet is given; what load_checkpoint raises
+        ImportError: without torchvision if no resnet is given
     """
     if resnet is None:
         from torchvision.models import resnet50

@@ -67,8 +67,8 @@ def attention_rollout(maps: Sequence[Float[Tensor, "b g q k"]], shortcut: float 
         maps: one b g q k for each block, first block first, as :func:`attention_maps` gives them
         return: ``b q k``, rows sum to 1
 
-    Units:
-        shortcut is the share of the identity, between 0 and 1
+    Args:
+        shortcut: the share of the identity, between 0 and 1
 
     Raises:
         ValueError: for no maps, or a share out of range

@@ -25,7 +25,10 @@ def count_macs(model: nn.Module, image: Tensor | tuple, *, products_of_activatio
         image: b c h w; a tuple for a module that takes more than one input, tensors b first
 
     Units:
-        multiply-accumulates, half the FLOPs of matrix products; element-wise work is not counted
+        multiply-accumulates, half the FLOPs of matrix products
+
+    Note:
+        element-wise work is not counted
     """
     inputs = image if isinstance(image, tuple) else (image,)
     # the counter stumbles over a parameter that one module hands to another

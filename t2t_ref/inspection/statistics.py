@@ -22,9 +22,12 @@ def channel_spread(maps: Float[Tensor, "b c h w"], *, count_places: bool = True)
         maps: ``b c h w``
         return: ``c``
 
+    Args:
+        count_places: False takes the mean over the images away at each place first, so that only differences between
+            images count: the same map for every image then has spread 0
+
     Units:
-        those of the maps. With ``count_places=False`` the mean over the images is taken away at each place first, so
-        that only differences between images count: the same map for every image then has spread 0.
+        those of the maps
     """
     maps = maps.double()
     centre = reduce(maps, "b c h w -> 1 c 1 1" if count_places else "b c h w -> 1 c h w", "mean")
@@ -44,8 +47,11 @@ def channel_health(
         maps: ``b c h w``, of one layer, for several images
         return: (dead, saturated), shares between 0 and 1
 
-    Units:
-        ``count_places`` as in :func:`channel_spread`; where nothing varies, every channel is dead
+    Args:
+        count_places: as in :func:`channel_spread`
+
+    Note:
+        where nothing varies, every channel is dead
 
     Source:
         the paper's Fig. 2 marks channels whose values are zero or too large; the definition is ours
@@ -63,8 +69,8 @@ def cosine_waves(length: int, **like) -> Float[Tensor, "k h"]:
     Shapes:
         return: ``k h``, h = length; row k has k half waves
 
-    Units:
-        ``like`` are dtype and device
+    Args:
+        **like: dtype and device
     """
     places = torch.arange(length, **like)
     waves = torch.cos(math.pi / length * einsum(places, places + 0.5, "k, h -> k h"))
@@ -83,8 +89,11 @@ def high_frequency_share(maps: Float[Tensor, "b c h w"], cutoff: float = 0.25) -
         return: ``b c``, between 0 and 1; NaN for a map that is constant
 
     Units:
-        cutoff is cycles per cell, between 0 and 1/2; a wave is fine if it has at least as many along rows or along
-        columns. Of white noise 3/4 is fine at the default, and a little more on small maps.
+        cutoff is cycles per cell, between 0 and 1/2
+
+    Note:
+        a wave is fine if it has at least as many along rows or along columns. Of white noise 3/4 is fine at the
+        default, and a little more on small maps
     """
     maps = maps.double()
     h, w = maps.shape[-2:]
@@ -103,7 +112,7 @@ def channel_similarity(maps: Float[Tensor, "b c h w"]) -> float:
         maps: ``b c h w``
         return: 0 (all different) to 1 (all alike, up to scale and sign)
 
-    Units:
+    Note:
         correlation over all images and places; channels that do not vary are left out; NaN for fewer than two
     """
     channels = rearrange(maps.double(), "b c h w -> c (b h w)")

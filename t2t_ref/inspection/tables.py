@@ -117,8 +117,8 @@ def default_axes(tensor: Tensor) -> str:
 def axes_of(module: nn.Module, number: int, tensor: Tensor) -> str:
     """The axis letters of a module's output, from the annotation of its forward; else by the number of axes.
 
-    Units:
-        number says which of several outputs it is
+    Args:
+        number: which of several outputs it is
     """
     annotated = None
     with suppress(NameError):  # somebody else's module, with names that are there for type checkers alone
@@ -141,8 +141,10 @@ def shape_table(model: nn.Module, image: Tensor | tuple, *, depth: int = 2) -> S
         return: a list of :class:`ShapeRow` that prints as a table
 
     Units:
-        parameters counts the numbers a stage owns, frozen ones included; what a model holds outside its stages (class
-        token, position table) stands in the last row
+        parameters counts the numbers a stage owns, frozen ones included
+
+    Note:
+        what a model holds outside its stages (class token, position table) stands in the last row
     """
     inputs = image if isinstance(image, tuple) else (image,)
     rows: list[ShapeRow] = []

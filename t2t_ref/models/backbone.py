@@ -36,8 +36,8 @@ class Attention(nn.Module):
         tokens: ``b n d``
         return: ``b n d``
 
-    Units:
-        qk_scale multiplies the scores; None means head_dim ** -0.5, which the released weights need
+    Args:
+        qk_scale: multiplies the scores; None means head_dim ** -0.5, which the released weights need
 
     Raises:
         ValueError: if num_heads does not divide dim

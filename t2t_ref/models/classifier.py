@@ -197,10 +197,10 @@ class Classifier(nn.Module):
                 return_prefix_tokens each is (intermediate, prefix tokens b p d). With intermediates_only, the list
                 alone.
 
-        Units:
-            indices counts blocks from 0, or from the end if negative; an int n means the last n; None means all. norm
-            applies the last norm to each; stop_early skips the blocks after the last one asked for, so it needs
-            intermediates_only.
+        Args:
+            indices: counts blocks from 0, or from the end if negative; an int n means the last n; None means all
+            norm: apply the last norm to each
+            stop_early: skip the blocks after the last one asked for, so it needs intermediates_only
 
         Raises:
             ValueError: for an index that is not there, an unknown output_fmt, stop_early without intermediates_only,

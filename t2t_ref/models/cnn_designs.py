@@ -27,8 +27,8 @@ class SqueezeExcite(nn.Module):
         tokens: ``b n d``
         return: ``b n d``
 
-    Units:
-        the mean is squeezed to a ``reduction``-th of its d numbers, at least 1
+    Args:
+        reduction: the mean is squeezed to a ``reduction``-th of its d numbers, at least 1
 
     Source:
         Hu et al. 2018; ``SELayer`` of the authors' code

@@ -103,9 +103,12 @@ class DenseT2TViT(DenseStages, T2TViT):
         image: ``b c h w``
         return: ``b classes``, logits; with num_classes=0 the class feature, b num_features
 
-    Units:
-        as :class:`T2TViT`; depths is the number of blocks of each stage. Of drop_path_rate the last of four stages gets
-        3/11, the others less: see :class:`DenseStages`
+    Args:
+        depths: the number of blocks of each stage
+        drop_path_rate: the last of four stages gets 3/11 of it, the others less: see :class:`DenseStages`
+
+    Note:
+        other arguments and their units as :class:`T2TViT`
 
     Raises:
         ValueError: as :class:`T2TViT`, and if num_heads does not divide the width of every block

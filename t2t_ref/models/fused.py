@@ -69,8 +69,8 @@ def scaled_performer_attention(
         directions: ``m e``
         return: ``b n e``
 
-    Units:
-        as :func:`t2t_ref.performer_attention`
+    Note:
+        dtype and range as :func:`t2t_ref.performer_attention`
     """
     dtype = torch.promote_types(values.dtype, torch.float32)
     with without_autocast(values.device.type):
@@ -117,7 +117,7 @@ class FusedTokensToToken(TokensToToken):
         image: ``b c h w``
         return: ``b n d``
 
-    Units:
+    Note:
         with ``recompute``, training keeps nothing of the first two stages but their inputs, and computes them again in
         the backward pass
 
@@ -169,8 +169,8 @@ def fuse(model: nn.Module, fused: bool = True, *, recompute: bool = False) -> nn
     The function that the model computes stays the same, and so do its parameters, their names, and its state dict. What
     has no fused form (a ViT, tokens_type "convolution") is left as it is.
 
-    Units:
-        recompute trades time for memory in training: the T2T layers run once more in the backward pass
+    Args:
+        recompute: trade time for memory in training: the T2T layers run once more in the backward pass
 
     Raises:
         ValueError: for recompute without fused

@@ -45,9 +45,9 @@ def resize_position_table(
         table: ``1 n d``, n = 1 + rows * columns of ``grid``, the class token first
         return: ``1 n_new d``, n_new = 1 + rows * columns of ``new_grid``; the same dtype
 
-    Units:
-        num_prefix_tokens is how many rows belong to no place: 1 for a class token, 0 for a table without; mode is that
-        of torch's interpolate
+    Args:
+        num_prefix_tokens: how many rows belong to no place: 1 for a class token, 0 for a table without
+        mode: that of torch's interpolate
 
     Raises:
         ValueError: if ``grid`` does not fit the table

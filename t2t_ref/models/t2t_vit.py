@@ -20,10 +20,15 @@ class T2TViT(TokenClassifier):
         image: ``b c h w``
         return: ``b classes``, logits; with num_classes=0 the class feature, b d
 
+    Args:
+        img_size: an int or (height, width)
+        qk_scale: reaches the backbone only, None means head_dim ** -0.5
+        performer_drop_rate: goes to the T2T layers of tokens_type "performer"; on in training unless set to 0, as in
+            the authors' code
+        performer_epsilon: goes to the same layers
+
     Units:
-        img_size is pixels, an int or (height, width); rates are probabilities; qk_scale reaches the backbone only, None
-        means head_dim ** -0.5. performer_drop_rate and performer_epsilon go to the T2T layers of tokens_type
-        "performer"; dropout there is on in training unless set to 0, as in the authors' code.
+        img_size is pixels; rates are probabilities
 
     Raises:
         ValueError: for an unknown tokens_type, a size that leaves no token, a wrong number of channels, a size other

@@ -46,7 +46,7 @@ def plain_performer_attention(
         directions: ``m e``
         return: ``b n e``
 
-    Units:
+    Note:
         in float16 an epsilon of 1e-8 is zero, and 0 / 0 gives NaN, without an error
 
     Source:
@@ -88,7 +88,7 @@ def performer_attention(
         directions: ``m e``
         return: ``b n e``
 
-    Units:
+    Note:
         at least float32 inside, also under autocast; returns the dtype of ``values``. Finite as long as |x|^2 is, that
         is up to queries and keys of length 1e18 in float32
 
@@ -118,8 +118,9 @@ class TokenPerformer(nn.Module):
         tokens: ``b n d``, d = 147 at the first split, 576 at the second
         return: ``b n e``, e = token_dim, 64 in every model of the paper
 
-    Units:
-        drop_rate is the authors' hard-wired dropout; epsilon is added to the denominator, 0 switches it off
+    Args:
+        drop_rate: the authors' hard-wired dropout
+        epsilon: added to the denominator, 0 switches it off
 
     Raises:
         ValueError: for a negative epsilon

@@ -18,8 +18,8 @@ class TokenAttention(nn.Module):
         tokens: ``b n d``
         return: ``b n e``, e = token_dim
 
-    Units:
-        qk_scale multiplies the scores; None means d ** -0.5, by the *input* width, as the authors have it
+    Args:
+        qk_scale: multiplies the scores; None means d ** -0.5, by the *input* width, as the authors have it
 
     Source:
         authors' code; the paper does not mention the shortcut on the values

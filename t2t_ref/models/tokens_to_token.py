@@ -57,9 +57,9 @@ class TokensToToken(nn.Module):
         image: ``b c h w``
         return: ``b n d``, n = 196 for 224 x 224 pixels, d = embed_dim
 
-    Units:
-        img_size, an int or (height, width), is the size that ``grid`` and ``num_patches`` are stated for; the module
-        itself takes any size that leaves a token
+    Args:
+        img_size: an int or (height, width), the size that ``grid`` and ``num_patches`` are stated for; the module
+            itself takes any size that leaves a token
 
     Raises:
         ValueError: for an unknown tokens_type, a size that leaves no token, a wrong number of channels

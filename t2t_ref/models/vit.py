@@ -58,7 +58,10 @@ class ViT(TokenClassifier):
         return: ``b classes``, logits; with num_classes=0 the class feature, b d
 
     Units:
-        as :class:`T2TViT`; patch_size is pixels
+        patch_size is pixels
+
+    Note:
+        other arguments and their units as :class:`T2TViT`
 
     Raises:
         ValueError: for a wrong number of channels, a size that the patches do not tile, a size other than img_size

@@ -135,9 +135,10 @@ class RandAugment(nn.Module):
         images: ``b c h w``, c = 3, values from 0 to 1
         return: ``b c h w``
 
-    Units:
-        magnitude from 0 to 10, of mean ``magnitude`` and standard deviation ``std``, cut off at both ends; fill is the
-        colour of what comes in from outside
+    Args:
+        magnitude: the mean of the magnitudes drawn, which are from 0 to 10, cut off at both ends
+        std: their standard deviation
+        fill: the colour of what comes in from outside
 
     Raises:
         ValueError: for images without colour

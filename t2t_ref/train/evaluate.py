@@ -56,8 +56,11 @@ class Evaluation:
         confusion: ``k k``, images of class (row) that were taken for class (column)
 
     Units:
-        loss is the mean cross-entropy, in nats; unread is the number of images that could not be read, which are not
-        counted; top5_hits counts the true classes among the five (or k) likeliest
+        loss is in nats
+
+    Note:
+        loss is the mean cross-entropy; unread is the number of images that could not be read, which are not counted;
+        top5_hits counts the true classes among the five (or k) likeliest
     """
 
     confusion: Int[Tensor, "k k"]
@@ -146,10 +149,11 @@ def evaluate(
 ) -> Evaluation:
     """Show every image of ``data`` to ``model`` once, and count.
 
-    Units:
-        data yields (image c h w, label), a label of -1 for an image that is not to be counted; preprocess makes a batch
-        ready for the model, as ``Augment.normalise`` does; with an accelerate.Accelerator its processes share the
-        images, and each gets the result of all, else the device is the model's
+    Args:
+        data: yields (image c h w, label), a label of -1 for an image that is not to be counted
+        preprocess: makes a batch ready for the model, as ``Augment.normalise`` does
+        accelerator: an accelerate.Accelerator, whose processes share the images, and each gets the result of all;
+            without one the device is the model's
 
     Raises:
         ValueError: if model and data do not have the same number of classes, or if the model's answers are not finite
@@ -219,11 +223,15 @@ def recipe_beside(weights: str | os.PathLike) -> Recipe | None:
 def find_model(weights: str | os.PathLike, name: str | None = None, img_size: int | None = None) -> TokenClassifier:
     """The model that a file holds, whoever wrote it, with its weights and its number of classes. Reads it once.
 
-    Units:
-        name and img_size, where the file does not say or shall not have it as it says
+    Args:
+        name: where the file does not say or shall not have it as it says
+        img_size: likewise
+
+    Note:
+        what load_checkpoint raises is raised here, too
 
     Raises:
-        ValueError: if nobody says which model it is, or if it has no head; else as load_checkpoint
+        ValueError: if nobody says which model it is, or if it has no head
     """
     size = {} if img_size is None else {"img_size": img_size}
     stored, shown = read_weights(weights), os.fsdecode(weights)

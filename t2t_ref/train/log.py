@@ -26,8 +26,8 @@ class Log:
     def open(self, folder: Path, size: int = 0) -> None:
         """Write into a folder from now on, behind what an earlier run has written there.
 
-        Units:
-            ``size`` bytes of it stay, those that its saved state has seen: what came later will come again
+        Args:
+            size: so many bytes of it stay, those that its saved state has seen: what came later will come again
         """
         path = folder / NAME
         if path.exists():

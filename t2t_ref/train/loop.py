@@ -79,17 +79,21 @@ def fit(
     ``accelerate launch``, the processes share the work. The global generators of Python, numpy and torch are left as
     they were. The test accuracy at the end is ``fit("digits").epochs[-1]["test_accuracy"]``.
 
-    Units:
-        data is what :func:`t2t_ref.data.sources.open_data` returns, and model a model to train in place, if they are
-        not those of the recipe; cpu=True keeps off any accelerator; after_update is called with the model and the
-        number of updates so far
+    Args:
+        data: what :func:`t2t_ref.data.sources.open_data` returns, if it is not that of the recipe
+        model: a model to train in place, if it is not that of the recipe
+        cpu: True keeps off any accelerator
+        after_update: called with the model and the number of updates so far
+
+    Note:
+        CannotStart, NotFinite and Interrupted are to be had from t2t_ref.train
 
     Raises:
         CannotStart: for whatever goes wrong before the first update: a folder that holds another run or has no room,
             data that is not there
-        NotFinite
-        Interrupted
-        OSError: if the disk takes no more. All but the last are to be had from t2t_ref.train
+        NotFinite: for a loss or a gradient that is infinite or NaN
+        Interrupted: if a signal asked the run to stop
+        OSError: if the disk takes no more
     """
     recipe = find_recipe(recipe) if isinstance(recipe, str) else recipe
     signals = Signals()
@@ -216,8 +220,8 @@ def try_compiler(device: torch.device) -> None:
 def build_model(recipe: Recipe, num_classes: int, fresh: bool = True) -> nn.Module:
     """The model of a recipe, with the weights it starts from.
 
-    Units:
-        fresh=False leaves out those of ``recipe.model_weights``, for a run that goes on
+    Args:
+        fresh: False leaves out the weights of ``recipe.model_weights``, for a run that goes on
     """
     torch.manual_seed(sampling.mixed(recipe.seed))
     with named("model_options"):

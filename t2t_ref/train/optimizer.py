@@ -54,9 +54,9 @@ def learning_rate(recipe: Recipe, epoch: int | float, base: float | None = None)
     The cosine counts from epoch 0, as if it had run during the warm-up, so the curve jumps a little where the warm-up
     ends.
 
-    Units:
-        ``epoch`` counts from 0, whole where the rate moves once an epoch; base is the top rate of the group of
-        parameters, None means that of the recipe
+    Args:
+        epoch: counts from 0, whole where the rate moves once an epoch
+        base: the top rate of the group of parameters, None means that of the recipe
 
     Source:
         timm's ``CosineLRScheduler`` without ``warmup_prefix``, as the authors use it

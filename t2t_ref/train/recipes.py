@@ -26,9 +26,11 @@ IN_PILLOW = (
 def entry(default: object, text: str = "", within: str = "", one_of: tuple[str, ...] = (), heading: str = ""):
     """A field of a recipe, with all that is to be said of it.
 
-    Units:
-        text is the help of the command line; within an interval such as "[0, 1)", of every number of the field; one_of
-        the words that it may hold; heading begins a new group of fields
+    Args:
+        text: the help of the command line
+        within: an interval such as "[0, 1)", of every number of the field
+        one_of: the words that it may hold
+        heading: begins a new group of fields
     """
     return field(default=default, metadata={"help": text, "within": within, "one_of": one_of, "heading": heading})
 
@@ -38,8 +40,11 @@ class Recipe:
     """One training run. The names of the fields are the options of the command line.
 
     Units:
-        epochs may be cut anywhere by ``updates_per_epoch``; batch_size is images a process and a step; image sizes and
-        paddings are pixels; rates and probabilities are from 0 to 1, and 0 switches a thing off
+        batch_size is images a process and a step; image sizes and paddings are pixels; rates and probabilities are from
+        0 to 1
+
+    Note:
+        epochs may be cut anywhere by ``updates_per_epoch``; a rate or probability of 0 switches a thing off
 
     Raises:
         ValueError: for an unknown optimizer, precision or interpolation, a number out of its range, and more warm-up

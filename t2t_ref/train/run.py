@@ -34,8 +34,9 @@ WEIGHTS, AVERAGED, CURVE = "weights.safetensors", "weights-ema.safetensors", "cu
 class Run:
     """What is trained, where it is, what it writes.
 
-    Units:
-        folder is None in memory, and in all processes but the main one; say shows a line to people
+    Args:
+        folder: None in memory, and in all processes but the main one
+        say: shows a line to people
 
     Raises:
         ValueError: if there are fewer images than one update takes

@@ -83,8 +83,8 @@ def training_batches(
 ) -> Iterator:
     """Batches of one epoch for one process, from batch ``first`` on.
 
-    Units:
-        a dataset with a length and an index is shuffled and shared out here; a stream does both itself
+    Args:
+        data: with a length and an index it is shuffled and shared out here; a stream does both itself
     """
     if hasattr(data, "set_epoch"):
         data.set_epoch(epoch)

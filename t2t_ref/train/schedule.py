@@ -9,7 +9,7 @@ from t2t_ref.train.recipes import Recipe
 class Schedule:
     """The place of a run among its epochs and updates, as it moves on.
 
-    Units:
+    Note:
         epoch and update count what is done; start is the updates of the present epoch that are done
     """
 

@@ -105,8 +105,8 @@ def load_state(folder: Path, say: Callable[[str], object]) -> tuple[Path, dict] 
 def inventory(data, spec: str) -> dict:
     """What is kept of the training images, to know them again where they have moved to.
 
-    Units:
-        spec is the recipe's ``data``, which says below which folder the names of files are compared
+    Args:
+        spec: the recipe's ``data``, which says below which folder the names of files are compared
     """
     rows, (kind, _, place) = getattr(data.train, "rows", None), spec.partition(":")
     found = {"kind": kind.replace("_", "-"), "classes": list(getattr(data, "class_names", range(data.num_classes)))}

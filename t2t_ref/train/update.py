@@ -18,7 +18,7 @@ SKIPPED_IN_A_ROW = 30  # updates that float16's scaler may skip: from 65536 down
 class Parts:
     """What an update works with.
 
-    Units:
+    Note:
         model is what learns, prepared and stepper are what accelerate made of it and of its optimizer; augment makes
         images and labels ready; clip_grad is the largest norm of all gradients together
     """
@@ -36,8 +36,11 @@ class Measured:
     """What an update was like, over all processes.
 
     Units:
-        loss is a mean in nats; correct is a number of images; stop is above 0 if a process was asked to; skipped counts
-        updates without effect, this one included, since the last that had one
+        loss is in nats; correct is a number of images
+
+    Note:
+        loss is a mean; stop is above 0 if a process was asked to; skipped counts updates without effect, this one
+        included, since the last that had one
     """
 
     loss: float
@@ -50,9 +53,11 @@ class Measured:
 def update(parts: Parts, batches: Iterable, where: str, skipped: int = 0, stop: int = 0) -> Measured | None:
     """Move the weights once, by the gradients of several batches. None, and nothing moved, if they were too few.
 
-    Units:
-        batches yields (key, (images, labels)): the key seeds all that is drawn for that batch; where says which update
-        it is, for people; skipped is that of the update before; stop is a wish of this process to stop
+    Args:
+        batches: yields (key, (images, labels)): the key seeds all that is drawn for that batch
+        where: says which update it is, for people
+        skipped: that of the update before
+        stop: a wish of this process to stop
 
     Raises:
         NotFinite: before the weights are moved

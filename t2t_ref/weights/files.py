@@ -55,7 +55,9 @@ def read_weights(
     """Read a path, a URL or a mapping once. What is read already is given back as it is.
 
     Raises:
-        as :func:`~t2t_ref.weights.loading.load_checkpoint`
+        ValueError: as :func:`~t2t_ref.weights.loading.load_checkpoint`
+        FileNotFoundError: for a path that is not there
+        ConnectionError: for a URL that cannot be reached
     """
     if isinstance(source, Stored):
         return source
@@ -144,7 +146,9 @@ def open_source(source: str | bytes | os.PathLike, progress: bool = True) -> tup
     """Content of a path or a URL, and the class and arguments that save_checkpoint wrote down, if it did.
 
     Raises:
-        ConnectionError: with the remedy, for a URL that cannot be reached; as :func:`read_file`
+        ConnectionError: with the remedy, for a URL that cannot be reached
+        FileNotFoundError: as :func:`read_file`
+        ValueError: as :func:`read_file`
     """
     text = os.fsdecode(source)
     if not re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", text):

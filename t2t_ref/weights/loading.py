@@ -113,11 +113,12 @@ def load_checkpoint(
     147 ** -0.5 and 576 ** -0.5. For weights trained there since, set
     ``model.tokens_to_token.attention1.attn.scale`` and ``attention2.attn.scale`` to 64 ** -0.5 after loading.
 
-    Units:
-        source is a path, a URL (kept in torch.hub's cache), a mapping or what read_weights gave; use_ema=False asks for
-        the weights without averaging, if the file has both; progress shows a bar while a URL is fetched; grid is (rows,
-        columns) of the stored position table. Without it the grid is the one that save_checkpoint wrote down, else a
-        square: a table of 197 rows is 14 x 14, also for a model whose own 196 tokens are 7 x 28
+    Args:
+        source: a path, a URL (kept in torch.hub's cache), a mapping or what read_weights gave
+        use_ema: False asks for the weights without averaging, if the file has both
+        grid: (rows, columns) of the stored position table. Without it the grid is the one that save_checkpoint wrote
+            down, else a square: a table of 197 rows is 14 x 14, also for a model whose own 196 tokens are 7 x 28
+        progress: show a bar while a URL is fetched
 
     Raises:
         ValueError: for a file that holds no weights, is damaged or holds anything but data, and for weights that do not

@@ -14,8 +14,11 @@ class ReleasedFile:
     """One published file: the model it belongs to, how good that is, and where the file lies.
 
     Units:
-        top1 is per cent, as the authors print it; measured is (top-1, top-5) as somebody else measured them with this
-        very file; pixels is the side of the image; size is bytes, None where nobody has written it down
+        top1 and measured are per cent, pixels is the side of the image, size is bytes
+
+    Note:
+        top1 is as the authors print it; measured is (top-1, top-5) as somebody else measured them with this very file;
+        size is None where nobody has written it down
     """
 
     model: str
@@ -82,9 +85,11 @@ def released_weights() -> ReleasedTable:
     """Every file of weights that the authors published, and how it measures.
 
     Units:
+        sizes are in bytes
+
+    Note:
         top-1 is the authors' number; "measured again" is top-1 / top-5 as others found them with the same file: at 224
-        pixels those of timm's pull request 2426, at 384 PaddleViT's (crop 1.0). Sizes are in bytes, where one is on
-        record
+        pixels those of timm's pull request 2426, at 384 PaddleViT's (crop 1.0). Sizes stand where one is on record
 
     Source:
         README and releases of yitu-opensource/T2T-ViT; size by OpenVINO's model zoo, which measures 81.44 / 95.66 with

@@ -91,15 +91,16 @@ def load_model(path: str | bytes | os.PathLike | Stored, **overrides) -> Classif
 
     It comes on the CPU and in training mode, as :func:`~t2t_ref.create.create_model` gives it.
 
-    Units:
-        path may be a URL, or what :func:`~t2t_ref.weights.files.read_weights` read; ``overrides`` are arguments of the
-        model that shall differ, such as num_classes or img_size: the weights are then adapted as
-        :func:`load_checkpoint` does
+    Args:
+        path: may be a URL, or what :func:`~t2t_ref.weights.files.read_weights` read
+        **overrides: arguments of the model that shall differ, such as num_classes or img_size: the weights are then
+            adapted as :func:`load_checkpoint` does
 
     Raises:
         ValueError: for a file that save_checkpoint did not write or that is damaged, and for overrides that the weights
             do not fit
-        FileNotFoundError: ConnectionError as load_checkpoint
+        FileNotFoundError: as :func:`load_checkpoint`
+        ConnectionError: as :func:`load_checkpoint`
     """
     stored = read_weights(path)
     if stored.class_name not in CLASSES:

@@ -92,8 +92,8 @@ def distillation_loss(
         labels: whole numbers b, or shares of each class b classes
         return: one number
 
-    Units:
-        alpha is the share of the distillation, from 0 to 1
+    Args:
+        alpha: the share of the distillation, from 0 to 1
 
     Raises:
         ValueError: for an unknown distillation_type

@@ -109,8 +109,8 @@ class ConvBlock(nn.Module):
         tokens: ``b n d``, on a grid of rows and columns
         return: ``b n d``
 
-    Units:
-        init_scale is where the layer scale gamma starts, one number for each channel
+    Args:
+        init_scale: where the layer scale gamma starts, one number for each channel
 
     Source:
         authors' code
@@ -188,9 +188,9 @@ class AggregationBlock(nn.Module):
         cls_tokens: ``b q d``, one, or one for each class
         return: ``b q d``
 
-    Units:
-        own_keys puts the class tokens among the keys, as the authors do for one and not for many; init_scale is where
-        both layer scales start
+    Args:
+        own_keys: put the class tokens among the keys, as the authors do for one and not for many
+        init_scale: where both layer scales start
 
     Source:
         authors' code
@@ -248,11 +248,15 @@ class PatchConvNet(Classifier):
         image: ``b c h w``
         return: ``b classes``, logits; with num_classes=0 the class feature, b d
 
+    Args:
+        img_size: an int or (height, width), says what the model is meant for: it takes any other size, too, unless
+            dynamic_img_size is False
+        patch_size: the authors', changes nothing: the stem divides by 16
+        drop_path_rate: that of every block, or of the last one if dpr_constant is False
+        multiclass: give each class a class token and a head of its own
+
     Units:
-        img_size is pixels, an int or (height, width), and says what the model is meant for: it takes any other size,
-        too, unless dynamic_img_size is False. patch_size is the authors' and changes nothing: the stem divides by 16.
-        drop_path_rate is that of every block, or of the last one if dpr_constant is False. multiclass gives each class
-        a class token and a head of its own
+        img_size is pixels
 
     Raises:
         ValueError: for a wrong number of channels

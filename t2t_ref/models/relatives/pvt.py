@@ -22,8 +22,8 @@ class SpatialReductionAttention(Attention):
         tokens: ``b n d``, on a grid of rows and columns; with sr_ratio=1 any tokens
         return: ``b n d``
 
-    Units:
-        options are those of :class:`~t2t_ref.models.backbone.Attention`
+    Args:
+        **options: those of :class:`~t2t_ref.models.backbone.Attention`
 
     Raises:
         ValueError: if the grid is smaller than sr_ratio
@@ -126,8 +126,14 @@ class PVT(Pyramid):
         image: ``b c h w``
         return: ``b classes``, logits; with num_classes=0 the class feature, b d
 
+    Args:
+        img_size: an int or (height, width)
+        patch_size: that of the first stage, the others halve the grid
+
     Units:
-        img_size is pixels, an int or (height, width); patch_size is that of the first stage, the others halve the grid;
+        img_size and patch_size are pixels
+
+    Note:
         lists have a number for each of the four stages
 
     Raises:

@@ -71,8 +71,8 @@ class ConvMlp(nn.Module):
         tokens: ``b n d``, on a grid of rows and columns
         return: ``b n d``
 
-    Units:
-        linear puts a ReLU before the convolution, as in the models with pooled attention
+    Args:
+        linear: put a ReLU before the convolution, as in the models with pooled attention
 
     Source:
         paper, Fig. 2; the ReLU is in the authors' code only
@@ -99,8 +99,8 @@ class PVTv2Block(nn.Module):
         tokens: ``b n d``, on a grid of rows and columns
         return: ``b n d``
 
-    Units:
-        linear pools to 7x7, whatever sr_ratio says
+    Args:
+        linear: pool to 7x7, whatever sr_ratio says
 
     Source:
         authors' code
@@ -153,10 +153,14 @@ class PVTv2(Pyramid):
         image: ``b c h w``
         return: ``b classes``, logits; with num_classes=0 the mean of the last tokens, b d
 
+    Args:
+        img_size: an int or (height, width), says what the model is meant for: it takes any other size, too, unless
+            dynamic_img_size is False
+        patch_size: the authors', changes nothing
+        linear: pool keys and values to 7x7, whatever sr_ratios says
+
     Units:
-        img_size is pixels, an int or (height, width), and says what the model is meant for: it takes any other size,
-        too, unless dynamic_img_size is False. patch_size is the authors' and changes nothing; linear=True pools keys
-        and values to 7x7, whatever sr_ratios says
+        img_size is pixels
 
     Raises:
         ValueError: for a wrong number of channels or stages, an image too small for sr_ratios

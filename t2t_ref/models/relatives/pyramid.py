@@ -19,7 +19,10 @@ class ConvEmbed(nn.Module):
         return: ``b n d``, row by row
 
     Units:
-        kernel, stride and padding are pixels; rows and columns that fill no window are left out
+        kernel, stride and padding are pixels
+
+    Note:
+        rows and columns that fill no window are left out
 
     Raises:
         ValueError: if the number of channels is wrong

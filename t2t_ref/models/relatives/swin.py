@@ -83,8 +83,9 @@ class WindowAttention(Attention):
         mask: ``s q k``, of one image; true where there shall be no attention
         return: windows n d
 
-    Units:
-        window_size is (rows, columns) of tokens; options are those of :class:`~t2t_ref.models.backbone.Attention`
+    Args:
+        window_size: (rows, columns) of tokens
+        **options: those of :class:`~t2t_ref.models.backbone.Attention`
 
     Source:
         paper, Eq. (4); authors' code
@@ -255,9 +256,16 @@ class Swin(Pyramid):
         image: ``b c h w``
         return: ``b classes``, logits; with num_classes=0 the mean of the last tokens, b d
 
+    Args:
+        img_size: an int or (height, width)
+        ape: add a learned position table
+        patch_norm: put a norm behind the patch embedding
+
     Units:
-        img_size is pixels, an int or (height, width); window_size is tokens; ape adds a learned position table,
-        patch_norm a norm behind the patch embedding; lists have a number for each stage
+        img_size is pixels; window_size is tokens
+
+    Note:
+        lists have a number for each stage
 
     Raises:
         ValueError: for a wrong number of channels, for a size whose grids the windows do not tile or that has no

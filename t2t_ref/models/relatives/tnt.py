@@ -24,7 +24,10 @@ class PixelEmbed(nn.Module):
         return: ``patches words e``, patches = (b n), those of one image side by side; words row by row
 
     Units:
-        patch_size and inner_stride are pixels; a patch has ceil(patch_size / inner_stride) ** 2 words
+        patch_size and inner_stride are pixels
+
+    Note:
+        a patch has ceil(patch_size / inner_stride) ** 2 words
 
     Raises:
         ValueError: if patch_size does not divide h and w, or the number of channels is wrong
@@ -117,8 +120,8 @@ class TNTBlock(nn.Module):
         sentences: ``b n d``, n counts the class token, row 0, to which no words are added
         return: ``(patches words e, b n d)``
 
-    Units:
-        one drop_path_rate for all four branches; the addition of the words is never dropped
+    Args:
+        drop_path_rate: one for all four branches; the addition of the words is never dropped
 
     Source:
         paper, Eqs. (3) to (7); the two norms around ``proj`` are in the authors' code only
@@ -183,9 +186,17 @@ class TNT(TokenClassifier):
         image: ``b c h w``
         return: ``b classes``, logits; with num_classes=0 the class feature, b d
 
+    Args:
+        outer_dim: the width of a sentence
+        inner_dim: the width of a word
+        inner_stride: from one word to the next
+        se: above 0, add :class:`TanhGate`
+
     Units:
-        as :class:`ViT`; outer_dim is the width of a sentence, inner_dim of a word, inner_stride the pixels from one
-        word to the next; se > 0 adds :class:`TanhGate`
+        inner_stride is pixels
+
+    Note:
+        other arguments and their units as :class:`ViT`
 
     Raises:
         ValueError: for a wrong number of channels, a size that the patches do not tile, a size other than img_size
