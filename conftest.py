@@ -12,8 +12,6 @@ import base64
 import io
 import os
 
-import pytest
-
 for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):  # inherited by the kernels: stable sums, and
     os.environ.setdefault(name, "1")  # no fight for cores between two workers
 os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")  # or the kernel warns about frozen modules
@@ -68,11 +66,3 @@ def pytest_configure(config):
 
     compare_outputs.with_figures = True
     IPyNbCell.compare_outputs = compare_outputs
-
-
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
-def pytest_collection_modifyitems(items):
-    """The cells of a notebook go to one worker, in their order; the largest groups are begun first."""
-    for item in items:
-        if item.path.suffix == ".ipynb":
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))

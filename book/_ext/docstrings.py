@@ -129,7 +129,8 @@ def fields(record: type) -> list[str]:
 
     Fields that carry their own help and heading, as those of a recipe do, are shown with these.
     """
-    told = {each.name: each for each in dataclasses.fields(record) if "help" in each.metadata}
+    described = dataclasses.fields(record) if dataclasses.is_dataclass(record) else ()
+    told = {each.name: each for each in described if "help" in each.metadata}
     source = textwrap.dedent(inspect.getsource(record))
     lines, rows, before = source.splitlines(), [], 0
     for node in ast.parse(source).body[0].body:
@@ -188,7 +189,7 @@ def after_napoleon(app, what, name, thing, options, lines) -> None:
     if what in ("class", "exception"):
         rows = fields(thing)
         bases = [base for base in thing.__bases__ if base is not object]
-        if (rows or bases) and result and not result[-1].startswith((":", " ")):
+        if (rows or bases) and result:
             result.append("")
         if rows:
             result.append(f":{'Fields' if dataclasses.is_dataclass(thing) else 'Attributes'}:")
@@ -338,7 +339,7 @@ class Modules(Generated):
                 found = [int(number) for number in re.findall(r"\d+", said[2])]
                 numbers += range(found[0], found[-1] + 1) if " to " in said[2] else found
             text = re.sub(r" \(chapters? [^)]*\)", "", text)
-            links = ", ".join(f":doc:`{n} <{pages[str(n)]}>`" for n in numbers)
+            links = ", ".join(f":doc:`{n} <{pages[str(n)]}>`" for n in numbers if str(n) in pages)
             page = name.removeprefix(f"{PACKAGE}.").replace(".", "_")
             text = re.sub(r":(\w+):`(\w+)`", rf":\1:`\2 <{name}.\2>`", text)  # a cell of this table is in no module
             rows += [
