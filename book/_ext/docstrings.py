@@ -243,7 +243,7 @@ def resolve(app, env, node, contents):
         for part in target.split("."):
             thing = getattr(thing, part, None)
         if ours(thing):
-            name = f"{thing.__module__}.{thing.__qualname__}"
+            name = f"{thing.__module__}.{getattr(thing, '__qualname__', part)}"
             domain = env.get_domain("py")
             found = domain.resolve_xref(env, node["refdoc"], app.builder, node["reftype"], name, node, contents)
             if found is not None:

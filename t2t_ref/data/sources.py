@@ -186,7 +186,7 @@ def list_images(folder: Path) -> dict[str, list[str]]:
     return found
 
 
-def in_sight(folder: str | Path) -> list[os.DirEntry]:
+def in_sight(folder: str | Path) -> list[os.PathLike]:
     """What is in a folder and not hidden, in the order of the names."""
     with os.scandir(folder) as entries:
         shown = [e for e in entries if not e.name.startswith(".") and e.name.lower() not in NOT_OURS]
