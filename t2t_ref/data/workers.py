@@ -36,7 +36,7 @@ KEPT = Kept()
 
 
 def keep_warnings(worker: int) -> None:
-    """What a process that reads does first: its warnings go nowhere but into :data:`KEPT`.
+    """What a process that reads does first: its warnings go nowhere but into ``KEPT``.
 
     Ctrl-C, which it gets too, is for the process that trains: that may want one more batch, to end in order.
     """

@@ -86,7 +86,7 @@ class Evaluation:
 
     @property
     def top5(self) -> float:
-        """Share of the images whose true class is among the five likeliest: all of them, if there are five or fewer."""
+        """Share of the images whose true class is among the five likeliest; all of them, if there are five or fewer."""
         return self.top5_hits / max(self.count, 1)
 
     def name(self, label: int) -> str:

@@ -45,7 +45,7 @@ class Result:
 
     @property
     def best(self) -> nn.Module:
-        """The weights to use: the average if there is one."""
+        """The weights to use, the average if there is one."""
         return self.model if self.average is None else self.average
 
     @property

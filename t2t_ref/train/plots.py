@@ -48,7 +48,7 @@ def draw_curve(lines: list[dict], path: str | os.PathLike | None = None):
 
 
 def draw_confusion(result, path: str | os.PathLike | None = None):
-    """What each class is wrongly taken for, from an :class:`Evaluation`. A figure; a file too, if there is a path.
+    """What each class is wrongly taken for, from an ``Evaluation``. A figure; a file too, if there is a path.
 
     What is right is left grey, for beside it nothing else could be seen: how much that is stands beside the class.
 
