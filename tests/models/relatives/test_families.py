@@ -3,6 +3,7 @@
 import math
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -51,7 +52,7 @@ COUNTS = {  # parameters, and billions of multiply-accumulates at 224 pixels, of
     "swin_tiny_patch4_window7_224": (28_288_354, 4.491),
     "swin_small_patch4_window7_224": (49_606_258, 8.741),
     "swin_base_patch4_window7_224": (87_768_224, 15.431),
-    "patchconvnet_s60": (25_231_096, 3.980),
+    "patchconvnet_s60": (25_231_096, 3.979),
     "patchconvnet_s120": (47_723_896, 7.493),
     "patchconvnet_b60": (99_388_936, 15.803),
     "patchconvnet_b120": (188_611_336, None),
@@ -583,28 +584,28 @@ def test_attention_maps_mix_the_values(name):
         torch.testing.assert_close(layer.proj(rearrange(mixed, "b g q e -> b q (g e)")), output, atol=1e-5, rtol=1e-4)
 
 
+# one of each kind: words and sentences, windows; a reduced grid, many heads, two outputs
 GRAPHS = """
 import sys, torch
 sys.path.insert(0, {folder!r})
-from test_relatives import SMALL, noise, small
-for name in SMALL:
-    model = small(name)
+from test_families import noise, small
+one_stage = dict(depths=(2,), num_heads=(2,))
+for name, sizes in (("tnt_s_patch16_224", dict(depth=1)), ("swin_tiny_patch4_window7_224", one_stage)):
+    model = small(name, **sizes)
     image = noise(model)
     with torch.no_grad():
-        expected = model(image)
         compiled = torch.compile(model, fullgraph=True, backend="eager")
-        torch.testing.assert_close(compiled(image), expected)
-        batches = torch.export.export(model, (image,), dynamic_shapes=({{0: torch.export.Dim("b")}},)).module()
-        for b in (1, 5):
-            other = noise(model, b=b)
-            torch.testing.assert_close(batches(other), model(other))
+        torch.testing.assert_close(compiled(image), model(image))
+for name in ("pvt_v2_b2_li", "patchconvnet_s60_multi", "deit_tiny_distilled_patch16_224"):
+    model = small(name)
+    batches = torch.export.export(model, (noise(model),), dynamic_shapes=({{0: torch.export.Dim("b")}},)).module()
+    for b in (1, 5):
+        torch.testing.assert_close(batches(noise(model, b=b)), model(noise(model, b=b)))
 """
 
 
 def test_compile_and_export():
     """In a process of its own: the checks of the test run are no part of a graph."""
-    from pathlib import Path
-
     code = GRAPHS.format(folder=str(Path(__file__).parent))
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
