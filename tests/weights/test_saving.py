@@ -54,7 +54,7 @@ def test_saved_models_come_back(tmp_path, overrides):
 @pytest.mark.parametrize("name", list_models())
 def test_every_variant_is_rebuilt_by_its_arguments(name):
     with torch.device("meta"):
-        model = create_model(name, img_size=(64, 96), num_classes=7, drop_path_rate=0.1)
+        model = create_model(name, img_size=(224, 448), num_classes=7, drop_path_rate=0.1)
         written = json.loads(json.dumps(arguments_of(model)))
         again = type(model)(**{key: tuple(v) if isinstance(v, list) else v for key, v in written.items()})
     assert arguments_of(again) == arguments_of(model)
