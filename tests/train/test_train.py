@@ -562,7 +562,8 @@ def test_every_field_can_be_set_on_the_command_line():
         if field.name.endswith("options"):
             given, expected = ["a=1", "b=x", "c=2,3", "d=none"], (("a", 1), ("b", "x"), ("c", (2, 3)), ("d", None))
         elif isinstance(default, tuple):
-            given, expected = ["0.25", "0.75"], (0.25, 0.75)
+            expected = (0.25, 0.5, 0.75)[: len(default)]  # mean and std must stay of one length
+            given = [str(value) for value in expected]
         else:
             given = [known.get(field.name, words[field.type])]
             expected = {"true": True}.get(given[0], given[0])
