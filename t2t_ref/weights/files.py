@@ -148,8 +148,14 @@ def open_source(source: str | bytes | os.PathLike, progress: bool = True) -> tup
     Raises:
         ConnectionError: with the remedy, for a URL that cannot be reached
         FileNotFoundError: as :func:`read_file`
+        TypeError: for what is neither
         ValueError: as :func:`read_file`
     """
+    if not isinstance(source, str | bytes | os.PathLike):
+        hint = ": give its state_dict()" if hasattr(source, "state_dict") else ""
+        raise TypeError(
+            f"source is of type {type(source).__name__}, expected a path, a URL or a mapping of names{hint}"
+        )
     text = os.fsdecode(source)
     if not re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", text):
         return read_file(path_of(text), shown(text))
