@@ -142,6 +142,18 @@ def choose(names: list[str], use_ema: bool, origin: str, better=lambda first, se
 # ---- paths and URLs
 
 
+def check_source(source: object) -> None:
+    """Refuse what is neither a path nor a URL.
+
+    Raises:
+        TypeError: that names its type, and for a model what to give
+    """
+    if not isinstance(source, str | bytes | os.PathLike):
+        kind = type(source).__name__
+        hint = ": give state_dict()" if hasattr(source, "state_dict") else ""
+        raise TypeError(f"source is of type {kind}, expected a path, a URL or a mapping of names{hint}")
+
+
 def open_source(source: str | bytes | os.PathLike, progress: bool = True) -> tuple[object, dict]:
     """Content of a path or a URL, and the class and arguments that save_checkpoint wrote down, if it did.
 
