@@ -1,4 +1,4 @@
-"""Writes results/live.json: ten digits for the live page, and what PyTorch makes of them.
+"""Writes book/live_digits.json: ten digits for the live page, and what PyTorch makes of them.
 
     python tools/live.py            writes it
     python tools/live.py --check    says what has changed
@@ -12,6 +12,7 @@ import argparse
 import base64
 import json
 import math
+import os
 import sys
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from t2t_ref.experiments import DATA, normalise
 from t2t_ref.inspection import attention_maps, eval_without_gradients, tap
 
 ROOT = Path(__file__).resolve().parents[1]
-FILE = ROOT / "results" / "live.json"
+FILE = ROOT / "book" / "live_digits.json"
 TOLERANCE = 5e-5
 STEPS = {  # of the page: where it is in the model
     "t2t": {
@@ -113,7 +114,7 @@ def take_picture(site: Path) -> None:
         page.wait_for_selector("#live-root[data-answered]")
         page.click("#live-digits button:nth-child(4)")
         page.wait_for_timeout(1500)
-        page.locator("#live .cards").first.screenshot(path=ROOT / "book" / "figures" / "live.png")
+        page.locator("#live .live-cards").first.screenshot(path=ROOT / "book" / "figures" / "live.png")
         browser.close()
 
 
@@ -123,11 +124,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--picture", action="store_true", help="take the picture of the built page instead")
     options = parser.parse_args(arguments)
     if options.picture:
-        take_picture(ROOT / "_build" / "html")
+        take_picture(Path(os.environ.get("BOOK", ROOT / "_build" / "html")).resolve())
         return 0
     if options.check:
         found = differences(json.loads(FILE.read_text(encoding="utf-8")), content())
-        print("\n".join(found[:20]) or "results/live.json is what PyTorch gives")
+        print("\n".join(found[:20]) or "book/live_digits.json is what PyTorch gives")
         return 1 if found else 0
     FILE.write_text(json.dumps(content(), indent=1) + "\n", encoding="utf-8")
     return 0

@@ -29,7 +29,7 @@ def scripts(root: Path) -> dict[str, str]:
     for name in MODELS:
         text = base64.b64encode(in_half_precision(root / "results" / "weights" / f"{name}.safetensors")).decode()
         found[name] = f"live.take('{name}', '{text}');\n"
-    digits = json.loads((root / "results" / "live.json").read_text(encoding="utf-8"))["digits"]
+    digits = json.loads((root / "book" / "live_digits.json").read_text(encoding="utf-8"))["digits"]
     brief = [{key: digit[key] for key in ("label", "pixels")} for digit in digits]
     found["digits"] = f"live.takeDigits({json.dumps(brief)});\n"
     found["classes"] = f"live.takeClasses({json.dumps(imagenet_class_names())});\n"

@@ -365,7 +365,7 @@ function begin() {
   $('bars').replaceChildren(...Array.from({length: 10}, (_, digit) => {
     const row = document.createElement('tr'), head = Object.assign(document.createElement('th'), {textContent: digit, scope: 'row'});
     const bar = document.createElement('td'), number = document.createElement('td');
-    bar.append(Object.assign(document.createElement('span'), {className: 'bar'}));
+    bar.append(Object.assign(document.createElement('span'), {className: 'live-bar'}));
     bar.style.width = '65%';
     row.append(head, bar, number);
     return row;
@@ -422,8 +422,8 @@ function begin() {
   });
   $('own-file').addEventListener('change', event => { own.file = event.target.files[0]; runOwn(); });
   $('own-picture').addEventListener('change', event => { own.picture = event.target.files[0]; runOwn(); });
-  stroke(16, 12, 47, 12);  // a 7, so that there is something to see
-  stroke(47, 12, 27, 54);
+  stroke(18, 14, 44, 14);  // a 7, so that there is something to see
+  stroke(44, 14, 28, 50);
   paint(pad, SIDE, SIDE, pixelColours);
   // the weights come when somebody is about to look, so that the page itself is there at once
   const watcher = new IntersectionObserver(entries => {
@@ -434,5 +434,5 @@ function begin() {
 
 if (document.readyState === 'loading') document.addEventListener('DOMContentLoaded', begin);
 else begin();
-return {take, takeDigits, takeClasses(names) { state.classes = names; }, state, models, model, answer, need, photo};
+return {stroke, clear, changed, take, takeDigits, takeClasses(names) { state.classes = names; }, state, models, model, answer, need, photo};
 })();
