@@ -1,10 +1,13 @@
 """The live page in a browser, against the numbers that PyTorch gave (book/live_digits.json): make pages"""
 
+import base64
 import json
+import re
 
 import live
 import pytest
 import torch
+import wasmtime
 from live_model import in_half_precision
 from test_pages import BOOK, PHONE, ROOT, WIDE, base, contexts  # noqa: F401  (fixtures)
 
@@ -52,6 +55,13 @@ def test_the_page_gives_the_numbers_of_pytorch(page, kind):
         steps = {name: live.fingerprint(torch.tensor(tokens)) for name, tokens in found["steps"]}
         found["steps"] = {name: steps[name] for name in expected["steps"]}
         assert live.differences(expected, found) == []
+
+
+def test_the_kernel_is_its_source():
+    folder = ROOT / "book" / "_static" / "live"
+    text = (folder / "model.js").read_text(encoding="utf-8").split("const KERNEL = ")[1].split(";")[0]
+    stored = base64.b64decode("".join(re.findall("'([^']*)'", text)))
+    assert wasmtime.wat2wasm((folder / "kernel.wat").read_text(encoding="utf-8")) == stored
 
 
 def test_digits_drawing_and_keys(page):

