@@ -239,7 +239,7 @@ class TNT(TokenClassifier):
         self.proj = nn.Linear(num_words * inner_dim, outer_dim)
         self.proj_norm2 = nn.LayerNorm(outer_dim)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, outer_dim))
-        self.outer_tokens = nn.Parameter(torch.zeros(1, rows * columns, outer_dim), requires_grad=False)
+        self.register_buffer("outer_tokens", torch.zeros(1, rows * columns, outer_dim))
         self.outer_pos = nn.Parameter(torch.zeros(1, 1 + rows * columns, outer_dim))
         self.inner_pos = nn.Parameter(torch.zeros(1, num_words, inner_dim))
         self.pos_drop = nn.Dropout(drop_rate)
