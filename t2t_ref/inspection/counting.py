@@ -10,7 +10,7 @@ from t2t_ref.inspection.taps import eval_without_gradients
 PRODUCTS = ("bmm", "baddbmm")  # a linear layer runs as mm or addmm, seldom so; a convolution as itself
 
 
-FROZEN = ("pos_embed", "w", "outer_tokens")  # buffers that are parameters in the authors' code, by their last names
+FROZEN = ("pos_embed", "w")  # buffers that are parameters in the authors' code, by their last names
 
 
 def frozen_entries(model: nn.Module) -> dict[str, Tensor]:

@@ -17,9 +17,7 @@ from t2t_ref.arguments import pair
 from t2t_ref.models.soft_split import check_channels
 from t2t_ref.models.tokens_to_token import restructure
 
-STEM = (
-    r"^(?!blocks|block\d|layers\.|norm\d?\.|head|(?:patch_embed|pos_embed)[2-9])"  # all that lies before the first block
-)
+STEM = r"^(?!blocks|block\d|layers\.|norm\d?\.|head|(?:patch_embed|pos_embed)[2-9])"  # all before the first block
 GROUPS = (  # names of parameters, and what is put behind the numbers in them; one group has one learning rate
     (r"^blocks\.(\d+)\.", None),
     (r"^block(\d+)\.(\d+)\.", None),
@@ -226,7 +224,7 @@ class Adaptable(nn.Module):
         """Take away all blocks but the first ``number``."""
         self.blocks = self.blocks[:number]
         if "depth" in self.arguments:
-            self.arguments["depth"] = number
+            self.arguments = self.arguments | {"depth": number}
 
     def set_input_size(
         self, img_size: int | tuple[int, int] | None = None, patch_size: int | tuple[int, int] | None = None
@@ -258,7 +256,7 @@ class Adaptable(nn.Module):
             for key, value in vars(there).items():
                 if isinstance(value, (int, tuple, list)) and value != vars(here)[key] and name in parts:
                     vars(parts[name])[key] = value
-        self.arguments["img_size"] = img_size
+        self.arguments = self.arguments | {"img_size": img_size}
         for name in ("_traits", "_model_args"):  # what timm has noted of a model that it made
             if hasattr(self, name):
                 setattr(self, name, getattr(self, name) | {"img_size": self.img_size})

@@ -56,7 +56,7 @@ def check_size(image: Tensor, img_size: tuple[int, int], dynamic_img_size: bool)
     if image.ndim != 4:
         raise ValueError(f"expected an image of shape (b, c, h, w), found {tuple(image.shape)}")
     h, w = image.shape[-2:]
-    if (h, w) != img_size and not dynamic_img_size:
+    if not dynamic_img_size and (h, w) != img_size:
         expected = "x".join(map(str, img_size))
         raise ValueError(
             f"the image is {h}x{w} pixels, this model was built for img_size={expected}; "

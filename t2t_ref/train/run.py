@@ -8,7 +8,6 @@ import torch
 from torch import nn
 from torch.utils.data import IterableDataset
 
-from t2t_ref._version import __version__
 from t2t_ref.train.augment import Augment
 from t2t_ref.train.evaluate import Evaluation, evaluate
 from t2t_ref.train.log import LOGGER, Log
@@ -20,6 +19,7 @@ from t2t_ref.train.state import check_room, difference, disk_errors, inventory, 
 from t2t_ref.train.stopping import CannotStart, NotFinite
 from t2t_ref.train.update import Parts
 from t2t_ref.weights import save_checkpoint
+from t2t_ref.weights._version import __version__
 
 try:
     import accelerate

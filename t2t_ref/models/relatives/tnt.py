@@ -207,6 +207,8 @@ class TNT(TokenClassifier):
         that were once the sentences' start, is kept, frozen and never read
     """
 
+    preprocessing = TokenClassifier.preprocessing | dict(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+
     @remember_arguments
     def __init__(
         self,
@@ -239,7 +241,7 @@ class TNT(TokenClassifier):
         self.proj = nn.Linear(num_words * inner_dim, outer_dim)
         self.proj_norm2 = nn.LayerNorm(outer_dim)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, outer_dim))
-        self.register_buffer("outer_tokens", torch.zeros(1, rows * columns, outer_dim))
+        self.outer_tokens = nn.Parameter(torch.zeros(1, rows * columns, outer_dim), requires_grad=False)
         self.outer_pos = nn.Parameter(torch.zeros(1, 1 + rows * columns, outer_dim))
         self.inner_pos = nn.Parameter(torch.zeros(1, num_words, inner_dim))
         self.pos_drop = nn.Dropout(drop_rate)
@@ -311,6 +313,8 @@ class TNT(TokenClassifier):
             image: ``b c h w``
             return: ``1 n d``, n counts the class token, which is row 0
         """
+        if not self.dynamic_img_size:
+            return self.outer_pos
         grid = self.grid_of((image.shape[-2], image.shape[-1]))
         return self.resize_table("outer_pos", self.outer_pos, self.grid, grid)
 
