@@ -128,7 +128,9 @@ def main(argv: list[str] | None = None) -> int:
             raise FileNotFoundError(f"no file {shown(missing)}")
         names = Path(options.class_names).read_text(encoding="utf-8").splitlines() if options.class_names else None
         if not (options.weights or options.pretrained):
-            raise ValueError("a fresh model knows no classes: say --weights FILE, or --pretrained for the released ones")
+            raise ValueError(
+                "a fresh model knows no classes: say --weights FILE, or --pretrained for the released ones"
+            )
         model = build(options)
         for path in options.images:
             if len(options.images) > 1:
