@@ -5,7 +5,6 @@ reads and writes files, ``data`` makes images ready, ``inspection`` looks inside
 ``train``, ``experiments``, ``bench``, and ``book``, with which the pages are drawn.
 """
 
-from t2t_ref._version import __version__
 from t2t_ref.create import create_model, list_models
 from t2t_ref.data.images import imagenet_class_names, preprocess
 from t2t_ref.inspection import attention_maps, count_macs, count_parameters, shape_table
@@ -18,6 +17,7 @@ from t2t_ref.models.token_transformer import TokenTransformer
 from t2t_ref.models.tokens_to_token import TokensToToken, restructure, token_grid
 from t2t_ref.models.vit import ViT
 from t2t_ref.weights import load_checkpoint, load_model, released_weights, save_checkpoint
+from t2t_ref.weights._version import __version__
 
 __all__ = [
     "__version__",

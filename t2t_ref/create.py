@@ -54,4 +54,5 @@ def create_model(name: str, *, pretrained: bool = False, **arguments) -> Classif
         )
     model = build(name, **arguments)
     load_checkpoint(model, released.url)
+    model.pretrained_cfg |= released.cfg
     return model

@@ -70,6 +70,35 @@ def onnx(model, folder):
         torch.testing.assert_close(torch.from_numpy(logits), model(images), atol=2e-5, rtol=0)
 
 
+def written(form, folder):
+    """By the command itself: it has compared the graph with the model, at several sizes where they are free."""
+    from t2t_ref import save_checkpoint
+    from t2t_ref.train.export import export, main
+
+    save_checkpoint(small(fused=False), folder / "m.safetensors")
+    path, free = folder / f"model.{form}", ["--dynamic-size"] * (form == "onnx")
+    assert main([str(path), "--weights", str(folder / "m.safetensors"), *free]) == 0
+    assert path.stat().st_size > 10_000
+    found = export(small(fused=False), path)
+    assert not found.free_size and 0 <= found.difference < 1e-4
+
+
+def traced(model, folder):
+    """By timm's tracer, with the leaves that the door tells it."""
+    from with_timm import import_timm
+
+    import_timm()
+    from timm.models import create_feature_extractor
+
+    import t2t_ref.timm  # noqa: F401
+
+    images = images_for(model)
+    last = f"blocks.{len(model.blocks) - 1}"
+    found = create_feature_extractor(model, {last: "tokens", "head": "logits"})(images)
+    torch.testing.assert_close(found["logits"], model(images))
+    torch.testing.assert_close(model.norm(found["tokens"]), model.forward_features(images))
+
+
 def compiled(model, folder):
     images = images_for(model)
     torch.testing.assert_close(torch.compile(model, fullgraph=True, backend="eager")(images), model(images))
@@ -79,16 +108,22 @@ CHECKS = {f"export {name}": lambda folder, n=name: exported(variant(n), folder) 
 CHECKS |= {f"export {name}": lambda folder, n=name: exported(design(n), folder) for name in DESIGNS}
 CHECKS |= {f"onnx {name}": lambda folder, n=name: onnx(variant(n), folder) for name in ("t2t_vit_7", "t2t_vit_t_14")}
 CHECKS |= {f"compile {name}": lambda folder, n=name: compiled(design(n), folder) for name in DESIGNS}
+CHECKS |= {f"written {form}": lambda folder, f=form: written(f, folder) for form in ("onnx", "pt2")}
+CHECKS |= {f"trace {name}": lambda folder, n=name: traced(variant(n), folder) for name in SIZES}
+CHECKS |= {f"trace {name}": lambda folder, n=name: traced(design(n), folder) for name in DESIGNS}
+CHECKS |= {"trace fused": lambda folder: traced(small(fused=True), folder)}
 CHECKS |= {"compile readable": lambda folder: compiled(small(fused=False), folder)}
 CHECKS |= {"compile fused": lambda folder: compiled(small(fused=True), folder)}
-PERFORMERS = ("export t2t_vit_7", "compile fused")
+PERFORMERS = ("export t2t_vit_7", "compile fused", "written onnx", "written pt2")
 
 
 def cannot(name):
     """Why this check cannot run here, or None."""
+    if name.startswith("trace") and importlib.util.find_spec("timm") is None:
+        return "not installed: timm"
     if OLD and name in PERFORMERS:
         return "torch 2.4 can neither export nor compile it"
-    return f"not installed: {', '.join(ABSENT)}" if name.startswith("onnx") and ABSENT else None
+    return f"not installed: {', '.join(ABSENT)}" if "onnx" in name and ABSENT else None
 
 
 def main(folder, *names):

@@ -8,7 +8,7 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 cd "$root"
 
-version=$(sed -n 's/^__version__ = "\([^"]*\)".*/\1/p' t2t_ref/_version.py)
+version=$(sed -n 's/^__version__ = "\([^"]*\)".*/\1/p' t2t_ref/weights/_version.py)
 if [ "${1:-v$version}" != "v$version" ]; then
   echo "the tag is $1, but t2t_ref.__version__ is $version" >&2
   exit 1

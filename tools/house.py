@@ -15,7 +15,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 # from the ground up; a room is a folder or a file beside the folders
 FLOORS = (
-    ("_version", "arguments", "files"),
+    ("arguments",),
     ("models",),
     ("data", "inspection"),
     ("weights",),

@@ -181,7 +181,7 @@ def build_model(values: dict, num_classes: int = 10, img_size: int = DATA["size"
     set_position(model, values.get("position"))
     if "features" in values:
         for layer in performers(model):
-            layer.w = nn.Parameter(random_directions(values["features"], layer.w.shape[1]), requires_grad=False)
+            layer.w = random_directions(values["features"], layer.w.shape[1])
     return model
 
 
@@ -191,13 +191,11 @@ def set_position(model: nn.Module, kind: str | None) -> None:
         return
     check_known("position", kind, ("sinusoid", "learned", "none"))
     _, n, dim = model.pos_embed.shape
-    if kind == "sinusoid":
-        table = sinusoid_table(n, dim)
-    else:
-        table = torch.zeros(1, n, dim)
+    del model.pos_embed  # a parameter in a ViT, a buffer in a T2T-ViT
     if kind == "learned":
-        nn.init.trunc_normal_(table, std=0.02)  # as ViT starts
-    model.pos_embed = nn.Parameter(table, requires_grad=kind == "learned")
+        model.pos_embed = nn.Parameter(nn.init.trunc_normal_(torch.zeros(1, n, dim), std=0.02))  # as ViT starts
+    else:
+        model.register_buffer("pos_embed", sinusoid_table(n, dim) if kind == "sinusoid" else torch.zeros(1, n, dim))
 
 
 def performers(model: nn.Module) -> list[TokenPerformer]:

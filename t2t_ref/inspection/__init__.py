@@ -10,6 +10,7 @@ from t2t_ref.inspection.attention import (
 from t2t_ref.inspection.counting import (
     count_macs,
     count_parameters,
+    frozen_entries,
 )
 from t2t_ref.inspection.tables import (
     ShapeRow,
@@ -33,6 +34,7 @@ __all__ = [
     "count_macs",
     "count_parameters",
     "eval_without_gradients",
+    "frozen_entries",
     "performer_weights",
     "shape_table",
     "tap",

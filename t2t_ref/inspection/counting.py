@@ -10,9 +10,27 @@ from t2t_ref.inspection.taps import eval_without_gradients
 PRODUCTS = ("bmm", "baddbmm")  # a linear layer runs as mm or addmm, seldom so; a convolution as itself
 
 
+FROZEN = ("pos_embed", "w")  # buffers that are parameters in the authors' code, by their last names
+
+
+def frozen_entries(model: nn.Module) -> dict[str, Tensor]:
+    """What belongs to the weights of a model and no training changes, by its name in the state dict.
+
+    These are the fixed tables, which are buffers (the sinusoids, a performer's random directions), and any parameter
+    that somebody has frozen.
+    """
+    return {name: entry for name, entry in numbers_of(model).items() if not entry.requires_grad}
+
+
+def numbers_of(model: nn.Module) -> dict[str, Tensor]:
+    """All parameters, then the fixed tables, by their names in the state dict."""
+    tables = {name: entry for name, entry in model.named_buffers() if name.rpartition(".")[2] in FROZEN}
+    return {**dict(model.named_parameters()), **tables}
+
+
 def count_parameters(model: nn.Module, *, trainable_only: bool = False) -> int:
-    """How many numbers the parameters hold. Frozen ones (position table, random features) count unless told not to."""
-    return sum(p.numel() for p in model.parameters() if p.requires_grad or not trainable_only)
+    """How many numbers the weights hold. Fixed tables and frozen parameters count unless told not to."""
+    return sum(entry.numel() for entry in numbers_of(model).values() if entry.requires_grad or not trainable_only)
 
 
 def count_macs(model: nn.Module, image: Tensor | tuple, *, products_of_activations: bool = True) -> int:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
-from t2t_ref.inspection.counting import count_parameters
+from t2t_ref.inspection.counting import count_parameters, numbers_of
 from t2t_ref.inspection.taps import eval_without_gradients
 from t2t_ref.models.backbone import DropPath
 
@@ -191,10 +191,10 @@ def shape_table(model: nn.Module, image: Tensor | tuple, *, depth: int = 2) -> S
             rows[row] = replace(rows[row], axes=axes_of(model, number, tensor))
     else:
         write("(output)", type(model).__name__, tensors, lambda number, tensor: axes_of(model, number, tensor))
-    in_stages = {id(parameter) for module in stages.values() for parameter in module.parameters()}
-    rest = {name: p for name, p in model.named_parameters() if id(p) not in in_stages}
+    in_stages = {id(entry) for module in stages.values() for entry in numbers_of(module).values()}
+    rest = {name: entry for name, entry in numbers_of(model).items() if id(entry) not in in_stages}
     if rest:
-        held = sum(parameter.numel() for parameter in rest.values())
+        held = sum(entry.numel() for entry in rest.values())
         rows.append(ShapeRow(", ".join(rest), "held outside the stages", "", (), held))
     return ShapeTable(fold_equal_neighbours(rows))
 

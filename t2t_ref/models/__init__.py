@@ -28,4 +28,6 @@ def list_models() -> list[str]:
 def build(name: str, **arguments) -> Classifier:
     """A variant with fresh weights; ``arguments`` are those of its class, and go before the variant's own sizes."""
     sizes = asdict(VARIANTS[name])
-    return sizes.pop("model")(**(sizes | arguments))
+    model = sizes.pop("model")(**(sizes | arguments))
+    model.pretrained_cfg["architecture"] = name
+    return model

@@ -5,28 +5,33 @@ import inspect
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
-from einops import rearrange, repeat
+from einops import rearrange, reduce, repeat
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from t2t_ref.arguments import pair
+from t2t_ref.arguments import check_known, pair
+from t2t_ref.models.adapting import Adaptable
 from t2t_ref.models.position import resize_position_table
 
 
 def remember_arguments(init: Callable) -> Callable:
     """Decorate an ``__init__``: what it was called with, defaults included, stays as ``self.arguments``.
 
-    Where a class and its parent are both decorated, the arguments are those of the class that was called.
+    Where a class and its parent are both decorated, the arguments are those of the class that was called. All models
+    take ``global_pool`` besides, which is noted only where it is another than the class's own.
     """
     signature = inspect.signature(init)
+    pooling = inspect.Parameter("global_pool", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=str | None)
 
     @functools.wraps(init)
-    def remembering(self, *args, **kwargs):
+    def remembering(self, *args, global_pool=None, **kwargs):
         init(self, *args, **kwargs)  # first, so that a wrong argument is refused in its own words
         bound = signature.bind(self, *args, **kwargs)
         bound.apply_defaults()
         self.arguments = dict(list(bound.arguments.items())[1:])
+        self.set_global_pool(global_pool)
 
+    remembering.__signature__ = signature.replace(parameters=[*signature.parameters.values(), pooling])
     return remembering
 
 
@@ -42,7 +47,24 @@ def init_weights(module: nn.Module) -> None:
             nn.init.zeros_(module.bias)
 
 
-class Classifier(nn.Module):
+def check_size(image: Tensor, img_size: tuple[int, int], dynamic_img_size: bool) -> None:
+    """Refuse an image that a model for ``img_size`` cannot take, and say what it takes.
+
+    Raises:
+        ValueError: for another number of axes; for another size, unless dynamic_img_size
+    """
+    if image.ndim != 4:
+        raise ValueError(f"expected an image of shape (b, c, h, w), found {tuple(image.shape)}")
+    h, w = image.shape[-2:]
+    if not dynamic_img_size and (h, w) != img_size:
+        expected = "x".join(map(str, img_size))
+        raise ValueError(
+            f"the image is {h}x{w} pixels, this model was built for img_size={expected}; "
+            "resize the image, or build the model with dynamic_img_size=True"
+        )
+
+
+class Classifier(Adaptable):
     """An image in, logits out: what the package asks of every model, and what it can then do with it.
 
     A subclass decorates its ``__init__`` with :func:`remember_arguments` and defines ``forward_features``, ``grid_of``,
@@ -57,6 +79,8 @@ class Classifier(nn.Module):
     head_names: tuple[str, ...] = ("head",)  # attributes, and so the first part of their state-dict names
     num_prefix_tokens: int = 1  # tokens that belong to no place of the image, in front of those that do
     computed: tuple[str, ...] = ()  # last parts of names that others' files have and this model computes: not loaded
+    poolings: tuple[str, ...] = ("token", "avg", "")  # what global_pool may be
+    global_pool: str = "token"  # what the head sees: the first token, the mean of those of places, or all ("")
     door_notes: dict[str, str] = {}  # for shape_table: what has happened to a tensor on its way into a child
     arguments: dict  # those it was built with, defaults included: save_checkpoint writes them down
     num_features: int  # width of the tokens after the last block
@@ -70,7 +94,7 @@ class Classifier(nn.Module):
 
     # ---- the way of an image
 
-    def forward(self, image: Float[Tensor, "b c h w"]) -> Float[Tensor, "b classes"]:
+    def forward(self, image: Float[Tensor, "b c h w"]) -> Float[Tensor, "b classes"] | Float[Tensor, "b n classes"]:
         return self.forward_head(self.forward_features(image))
 
     def forward_features(self, image: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n d"]:
@@ -83,22 +107,28 @@ class Classifier(nn.Module):
         raise NotImplementedError
 
     def pool(self, features: Float[Tensor, "b n d"]) -> Float[Tensor, "b d"]:
-        """The class feature, by which the head decides: here the first token.
+        """The class feature, by which the head decides: the first token, or what ``global_pool`` says.
 
         Shapes:
             features: ``b n d``
             return: ``b d``
         """
-        return features[:, 0]
+        if self.global_pool == "token":
+            return features[:, 0]
+        return reduce(features[:, self.num_prefix_tokens :], "b n d -> b d", "mean")
 
-    def forward_head(self, features: Float[Tensor, "b n d"]) -> Float[Tensor, "b classes"]:
+    def forward_head(
+        self, features: Float[Tensor, "b n d"], pre_logits: bool = False
+    ) -> Float[Tensor, "b classes"] | Float[Tensor, "b n classes"]:
         """Tokens after the last norm to logits.
 
         Shapes:
             features: ``b n d``
-            return: ``b classes``, the class feature, b d, if num_classes is 0
+            return: b classes; the class feature, b d, if num_classes is 0 or with pre_logits. Where global_pool is "",
+                that of every token
         """
-        return self.head(self.pool(features))
+        seen = self.pool(features) if self.global_pool else features
+        return seen if pre_logits else self.head(seen)
 
     def check_image(self, image: Float[Tensor, "b c h w"]) -> None:
         """Refuse an image that this model cannot take, and say what it takes.
@@ -106,15 +136,7 @@ class Classifier(nn.Module):
         Raises:
             ValueError: for another number of axes; for a size other than img_size, unless dynamic_img_size
         """
-        if image.ndim != 4:
-            raise ValueError(f"expected an image of shape (b, c, h, w), found {tuple(image.shape)}")
-        h, w = image.shape[-2:]
-        if (h, w) != self.img_size and not self.dynamic_img_size:
-            expected = "x".join(map(str, self.img_size))
-            raise ValueError(
-                f"the image is {h}x{w} pixels, this model was built for img_size={expected}; "
-                "resize the image, or build the model with dynamic_img_size=True"
-            )
+        check_size(image, self.img_size, self.dynamic_img_size)
 
     # ---- grids and tables of positions
 
@@ -151,16 +173,30 @@ class Classifier(nn.Module):
         """The last layer: linear from d to classes, or the identity if num_classes is 0."""
         return self.head
 
-    def reset_classifier(self, num_classes: int) -> None:
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Put a fresh head for ``num_classes`` classes in place of every old one; 0 takes the head away.
 
         It comes on the device and in the dtype of the last layer, with weights as at the start of training.
+
+        Args:
+            global_pool: what the head shall see from now on, as :meth:`set_global_pool`
         """
+        self.set_global_pool(global_pool)
         self.num_classes = num_classes
         for name in self.head_names:
             head = self.make_head()
             head.apply(init_weights)
-            setattr(self, name, head)
+            setattr(self, name, head.train(self.training))
+
+    def set_global_pool(self, global_pool: str | None) -> None:
+        """Choose what the head sees: "token", "avg" for the mean, "" for all tokens. None leaves it as it is.
+
+        Raises:
+            ValueError: for one that this model cannot have
+        """
+        if global_pool is not None:
+            check_known(f"global_pool of {type(self).__name__}", global_pool, self.poolings)
+            self.global_pool = global_pool
 
     def no_weight_decay(self) -> set[str]:
         """Names of the parameters that weight decay should leave alone, beside biases and norms."""
@@ -187,7 +223,8 @@ class Classifier(nn.Module):
         stop_early: bool = False,
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
-    ) -> list | tuple[Tensor, list]:
+        output_dict: bool = False,
+    ) -> list | tuple[Tensor, list] | dict[str, Tensor | list]:
         """The tokens after chosen blocks, as timm's models give them.
 
         Shapes:
@@ -200,24 +237,17 @@ class Classifier(nn.Module):
         Args:
             indices: counts blocks from 0, or from the end if negative; an int n means the last n; None means all
             norm: apply the last norm to each
-            stop_early: skip the blocks after the last one asked for, so it needs intermediates_only
+            stop_early: skip the blocks after the last one asked for; the features are then those of that block
+            output_dict: return {"image_features": ..., "image_intermediates": [...]}, with the prefix tokens, where
+                asked for, as a list of their own, "image_intermediates_prefix"
 
         Raises:
-            ValueError: for an index that is not there, an unknown output_fmt, stop_early without intermediates_only,
-                norm=True where a block is not as wide as the last norm (dense design)
+            ValueError: for an index that is not there, an unknown output_fmt, norm=True where a block is not as wide as
+                the last norm (dense design)
         """
-        depth = self.depth
-        if isinstance(indices, int):
-            indices = range(depth - indices, depth)
-        wanted = list(range(depth) if indices is None else indices)
-        if any(not -depth <= index < depth for index in wanted) or not wanted:
-            raise ValueError(f"indices {wanted} are not all blocks of this model, which has blocks 0 to {depth - 1}")
         if output_fmt not in ("NCHW", "NLC"):
             raise ValueError(f"output_fmt is {output_fmt!r}, expected 'NCHW' or 'NLC'")
-        if stop_early and not intermediates_only:
-            raise ValueError("stop_early leaves no final features: pass intermediates_only=True with it")
-
-        wanted, intermediates = {index % depth for index in wanted}, []
+        wanted, intermediates = set(self.block_numbers(indices)), []
         for index, (tokens, (rows, columns)) in enumerate(self.block_outputs(image)):
             if index in wanted:
                 if norm and tokens.shape[-1] != self.num_features:
@@ -232,7 +262,28 @@ class Classifier(nn.Module):
                 intermediates.append((seen, prefix) if return_prefix_tokens else seen)
             if stop_early and index == max(wanted):
                 break
-        return intermediates if intermediates_only else (self.finish(tokens), intermediates)
+        if not output_dict:
+            return intermediates if intermediates_only else (self.finish(tokens), intermediates)
+        found = {"image_intermediates": intermediates}
+        if return_prefix_tokens:
+            found["image_intermediates"], found["image_intermediates_prefix"] = map(
+                list, zip(*intermediates, strict=True)
+            )
+        return found if intermediates_only else found | {"image_features": self.finish(tokens)}
+
+    def block_numbers(self, indices: int | Sequence[int] | None = None) -> list[int]:
+        """The blocks that ``forward_intermediates`` understands by these indices, counted from 0.
+
+        Raises:
+            ValueError: for one that is not there
+        """
+        depth = self.depth
+        if isinstance(indices, int):
+            indices = range(depth - indices, depth)
+        wanted = list(range(depth) if indices is None else indices)
+        if any(not -depth <= index < depth for index in wanted) or not wanted:
+            raise ValueError(f"indices {wanted} are not all blocks of this model, which has blocks 0 to {depth - 1}")
+        return [index % depth for index in wanted]
 
 
 class TokenClassifier(Classifier):
@@ -271,7 +322,7 @@ class TokenClassifier(Classifier):
             return: ``1 n d``, n counts the class token, which is row 0
         """
         size = (image.shape[-2], image.shape[-1])
-        if size == self.img_size:
+        if not self.dynamic_img_size or size == self.img_size:
             return self.pos_embed
         return self.resize_table("pos_embed", self.pos_embed, self.grid, self.grid_of(size))
 
@@ -328,4 +379,4 @@ class TokenClassifier(Classifier):
 
     def no_weight_decay(self) -> set[str]:
         """Names of the parameters that weight decay should leave alone, beside biases and norms."""
-        return {"cls_token", "pos_embed"}
+        return {"cls_token", "pos_embed"} & self._parameters.keys()  # a fixed table is no parameter

@@ -92,6 +92,18 @@ class DenseStages:
         self.num_features = end
         return blocks
 
+    def block_sizes(self) -> dict[str, tuple[int, int]]:
+        """As in every model; the width is another behind every block."""
+        stages = dense_widths(self.embed_dim, self.depths, self.growth_rate)
+        widths = [
+            width for stage, (_, *behind) in enumerate(stages) for width in ([stages[stage][0]] * bool(stage) + behind)
+        ]
+        return {f"blocks.{number}": (width, self.stride) for number, width in enumerate(widths[: self.depth])}
+
+    def keep_blocks(self, number: int) -> None:
+        """Take away all blocks but the first ``number``; a transition counts as one."""
+        self.blocks = self.blocks[:number]
+
 
 class DenseT2TViT(DenseStages, T2TViT):
     """T2T-ViT of dense stages: tokens grow by ``growth_rate`` numbers in a block, and are halved between two stages.

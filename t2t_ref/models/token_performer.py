@@ -127,7 +127,7 @@ class TokenPerformer(nn.Module):
 
     Source:
         paper, Sec. 3.1; ``Token_performer`` of the authors' code. The random directions ``w`` are frozen and belong to
-        the checkpoint; the linear layer yields keys, queries, values, in this order.
+        the checkpoint, so they are a buffer; the linear layer yields keys, queries, values, in this order.
     """
 
     def __init__(
@@ -153,7 +153,7 @@ class TokenPerformer(nn.Module):
         )
         num_features = int(token_dim * kernel_ratio)
         directions = nn.init.orthogonal_(torch.empty(num_features, token_dim)) * math.sqrt(num_features)
-        self.w = nn.Parameter(directions, requires_grad=False)
+        self.register_buffer("w", directions)  # in the state dict, and out of reach of training
 
     def attend(self, tokens: Float[Tensor, "b n d"]) -> Float[Tensor, "b n e"]:
         """Attention with the values as shortcut: values + proj(attention).

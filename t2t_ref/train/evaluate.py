@@ -25,13 +25,13 @@ from torch import Tensor, nn
 
 from t2t_ref.arguments import Parser
 from t2t_ref.create import create_model, list_models
-from t2t_ref.files import path_of, write_whole
 from t2t_ref.models.classifier import TokenClassifier
 from t2t_ref.train.log import escape_unknown_letters
 from t2t_ref.train.plots import MOST_CLASSES, draw_confusion
 from t2t_ref.train.recipes import RECIPES, Recipe
 from t2t_ref.train.sampling import evaluation_batches
 from t2t_ref.weights import RELEASED, load_checkpoint, load_model, read_weights
+from t2t_ref.weights.writing import path_of, write_whole
 
 
 def wilson(hits: int, total: int) -> tuple[float, float]:

@@ -8,7 +8,6 @@ import torch
 from torch import nn
 from torch.utils.data import IterableDataset
 
-from t2t_ref._version import __version__
 from t2t_ref.train.augment import Augment
 from t2t_ref.train.evaluate import Evaluation, evaluate
 from t2t_ref.train.log import LOGGER, Log
@@ -20,6 +19,7 @@ from t2t_ref.train.state import check_room, difference, disk_errors, inventory, 
 from t2t_ref.train.stopping import CannotStart, NotFinite
 from t2t_ref.train.update import Parts
 from t2t_ref.weights import save_checkpoint
+from t2t_ref.weights._version import __version__
 
 try:
     import accelerate
@@ -75,7 +75,7 @@ class Run:
 
     def state_size(self) -> int:
         """Bytes that a state will take: weights, what the optimizer keeps of each, their average, and a margin."""
-        all_bytes = sum(p.nbytes for p in self.model.parameters())
+        all_bytes = sum(entry.nbytes for entry in self.model.state_dict().values())
         trained = sum(p.nbytes for p in self.model.parameters() if p.requires_grad)
         kept = {"adamw": 2, "sgd": 1}[self.recipe.optimizer]
         return all_bytes + kept * trained + (all_bytes if self.average else 0) + 2**20
@@ -101,7 +101,7 @@ class Run:
         if not self.folder:
             return
         place = self.schedule
-        if not all(parameter.isfinite().all() for parameter in self.model.parameters()):
+        if not all(entry.isfinite().all() for entry in self.model.state_dict().values()):
             raise NotFinite(f"the weights are not finite after update {place.update}, and not saved; {self.way_on()}")
         with disk_errors("saving the state", self.folder, self.way_on()):
             state = {

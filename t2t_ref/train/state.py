@@ -17,8 +17,8 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 
-from t2t_ref.files import write_whole
 from t2t_ref.train.stopping import CannotStart
+from t2t_ref.weights.writing import write_whole
 
 KEPT = 2  # the last good state, and the one before it in case the last cannot be read
 CHUNK = 16 * 2**20  # bytes

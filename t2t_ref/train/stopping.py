@@ -96,7 +96,7 @@ def largest_outputs(model: nn.Module, forward) -> str:
     lines = ["largest outputs: " + (", ".join(f"{name} {size:.3g}" for name, size in top) or "none is finite")]
     if broken_outputs:
         lines.append(f"first output that is not finite: {broken_outputs[0]}")
-    broken = [name for name, parameter in model.named_parameters() if not parameter.isfinite().all()]
+    broken = [name for name, entry in model.state_dict().items() if not entry.isfinite().all()]
     if broken:
         lines.append(f"weights that are not finite already: {', '.join(broken[:5])}")
     return "\n".join(lines)

@@ -22,9 +22,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from t2t_ref.files import path_of, shown, write_whole
 from t2t_ref.models import VARIANTS
 from t2t_ref.weights.released import RELEASE
+from t2t_ref.weights.writing import path_of, shown, write_whole
 
 ENTRIES = ("state_dict", "net", "model", "model_state_dict", "module", "weights", "params")  # the first there is taken
 AVERAGED = re.compile(r"(?<![a-z])(ema|ewma|swa|avg|averaged?|polyak|shadow)(?![a-z])", re.IGNORECASE)

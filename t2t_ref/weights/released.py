@@ -35,6 +35,21 @@ class ReleasedFile:
         """Where the file can be downloaded."""
         return RELEASE + self.file
 
+    @property
+    def cfg(self) -> dict:
+        """The same in the words of timm's ``pretrained_cfg``: where it lies, whose it is, what images it wants."""
+        found = f", {self.measured[0]:.2f} measured again" if self.measured else ""
+        return dict(
+            url=self.url,
+            input_size=(3, self.pixels, self.pixels),
+            crop_pct=0.9 if self.pixels == 224 else 1.0,  # as they were measured again
+            license="bsd-3-clause-clear",  # of the authors' repository, The Clear BSD License
+            description=f"trained by the authors on {self.data}: top-1 {self.top1}{found}",
+            origin_url="https://github.com/yitu-opensource/T2T-ViT",
+            paper_name="Tokens-to-Token ViT: Training Vision Transformers from Scratch on ImageNet",
+            paper_ids="arXiv:2101.11986",
+        )
+
 
 RELEASED = (
     ReleasedFile("t2t_vit_7", "71.7_T2T_ViT_7.pth.tar", 71.7, (71.676, 90.886)),

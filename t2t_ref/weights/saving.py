@@ -7,17 +7,19 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from t2t_ref._version import __version__
-from t2t_ref.files import shown, write_whole
 from t2t_ref.models import CLASSES
 from t2t_ref.models.classifier import Classifier
+from t2t_ref.weights._version import __version__
 from t2t_ref.weights.files import Stored, read_weights
 from t2t_ref.weights.loading import load_checkpoint, plain_name, unwrap
+from t2t_ref.weights.writing import shown, write_whole
 
 
 def arguments_of(model: Classifier) -> dict:
     """The arguments that build this model again, as it is now: those of its making, with the head of today."""
     today = {name: getattr(model, name) for name in ("num_classes", "dynamic_img_size") if name in model.arguments}
+    if model.global_pool != type(model).global_pool:
+        today["global_pool"] = model.global_pool
     return model.arguments | today
 
 

@@ -370,7 +370,7 @@ def counts(name):
     with torch.device("meta"):
         model = create_model(name)
     every = count_parameters(model)
-    places = sum(p.numel() for key, p in model.named_parameters() if key == "pos_embed" or key.endswith(".w"))
+    places = sum(p.numel() for key, p in model.state_dict().items() if key == "pos_embed" or key.endswith(".w"))
     return every / 1e6, (every - places) / 1e6
 
 

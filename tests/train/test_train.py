@@ -92,11 +92,10 @@ def test_what_decays_and_what_does_not():
     decay = {name: group["weight_decay"] for group in groups for name in group["names"]}
     assert {group["weight_decay"] for group in groups} == {0.0, 0.05} and len(groups) == 2
     frozen = {"pos_embed", "tokens_to_token.attention1.w", "tokens_to_token.attention2.w"}
-    assert decay.keys() == {name for name, _ in model.named_parameters()} - frozen
+    assert decay.keys() == {name for name, _ in model.named_parameters()} == model.state_dict().keys() - frozen
     for name, parameter in model.named_parameters():
-        if name not in frozen:
-            spared = name == "cls_token" or name.endswith("bias") or parameter.ndim == 1
-            assert decay[name] == (0.0 if spared else 0.05), name
+        spared = name == "cls_token" or name.endswith("bias") or parameter.ndim == 1
+        assert decay[name] == (0.0 if spared else 0.05), name
     assert sum(len(group["params"]) for group in groups) == len(decay)
 
 

@@ -1,15 +1,24 @@
 """The Hugging Face hub's form of a saved model."""
 
+import base64
+import http.server
 import json
+import os
 import pathlib
+import subprocess
 import sys
+import threading
 
 import pytest
 from small import same, state, tiny
 
 import t2t_ref
-from t2t_ref import T2TViT, ViT, load_checkpoint, save_checkpoint
+from t2t_ref import T2TViT, ViT, count_parameters, create_model, load_checkpoint, save_checkpoint
+from t2t_ref.weights.card import UNKNOWN, model_card
+from t2t_ref.weights.released import released_file
 from t2t_ref.weights.saving import arguments_of
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
 def test_hub_folders(trained, tmp_path):
@@ -55,3 +64,126 @@ def test_optional_packages_are_named(trained, tmp_path, monkeypatch):
     ):
         with pytest.raises(ImportError, match=f"pip install {package}"):
             call()
+
+
+def test_the_card_says_what_is_known_and_no_more(trained, tmp_path):
+    pytest.importorskip("huggingface_hub")
+    trained.save_pretrained(tmp_path / "silent")
+    text = (tmp_path / "silent" / "README.md").read_text(encoding="utf-8")
+    numbers = f"{count_parameters(trained):,} parameters, images of 64 x 64 pixels and 3 channels,\n5 classes"
+    assert numbers in text and text.count(UNKNOWN) == 4 and "license:" not in text
+    assert "the crop is 90% of the shorter side (bicubic)" in text and "t2t_ref.T2TViT.from_pretrained" in text
+
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "log.jsonl").write_text(
+        '{"kind": "start", "recipe": {"data": "digits", "epochs": 3}}\n{"kind": "epoch", "test_accuracy": 0.925}\n',
+        encoding="utf-8",
+    )
+    (run / "evaluation.json").write_text('{"data": "digits", "top1": 0.93, "classes": [1]}', encoding="utf-8")
+    options = dict(run=run, command="python -m t2t_ref.train digits", license="mit")
+    trained.save_pretrained(tmp_path / "told", **options)
+    text = (tmp_path / "told" / "README.md").read_text(encoding="utf-8")
+    for words in (
+        "digits, 3 epochs.",
+        "at the end of the run: 92.50%",
+        '"top1": 0.93',
+        "    python -m t2t_ref.train digits",
+    ):
+        assert words in text
+    assert UNKNOWN not in text and "license: mit\n" in text.split("---")[1]
+    (run / "log.jsonl").write_text("no log", encoding="utf-8")
+    with pytest.raises(ValueError, match="is no log of t2t_ref.train"):
+        model_card(trained, run=run)
+    with pytest.raises(FileNotFoundError):
+        model_card(trained, run=tmp_path / "nowhere")
+
+
+def test_a_card_of_released_weights_names_their_origin():
+    model = create_model("t2t_vit_7", img_size=32, depth=1)
+    assert "yitu" not in model_card(model)
+    model.pretrained_cfg |= released_file("t2t_vit_7").cfg  # as create_model(pretrained=True) notes it
+    text = model_card(model)
+    assert "It began as the file https://github.com/yitu-opensource" in text and "bsd-3-clause-clear" in text
+
+
+class Hub(http.server.BaseHTTPRequestHandler):
+    """As much of the Hugging Face hub as one repository needs."""
+
+    files: dict[str, bytes] = {}
+    COMMIT = "0" * 40
+
+    def answer(self, content=b"{}", status=200, **headers):
+        self.send_response(status)
+        for name, value in {"content-length": len(content), **headers}.items():
+            self.send_header(name.replace("_", "-"), str(value))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(content)
+
+    def do_HEAD(self):
+        name = self.path.partition("/resolve/main/")[2]
+        if name not in self.files:
+            return self.answer(status=404, x_error_code="EntryNotFound")
+        self.answer(self.files[name], etag='"1"', x_repo_commit=self.COMMIT)
+
+    def do_GET(self):
+        if "/resolve/" in self.path:
+            name = self.path.rpartition("/")[2]
+            return self.answer(self.files[name], etag='"1"', x_repo_commit=self.COMMIT)
+        self.answer(json.dumps({"id": "somebody/tiny", "sha": self.COMMIT, "siblings": []}).encode())
+
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers["content-length"]))
+        if self.path.endswith("/preupload/main"):
+            asked = json.loads(body)["files"]
+            files = [{"path": f["path"], "uploadMode": "regular", "shouldIgnore": False, "oid": None} for f in asked]
+            return self.answer(json.dumps({"files": files}).encode())
+        if "/commit/" in self.path:
+            for line in map(json.loads, body.splitlines()):
+                if line["key"] == "file":
+                    self.files[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
+            url = f"http://{self.headers['host']}/somebody/tiny"
+            said = {"commitUrl": f"{url}/commit/{self.COMMIT}", "commitOid": self.COMMIT, "success": True}
+            return self.answer(json.dumps(said).encode())
+        self.answer(
+            json.dumps({"url": f"http://{self.headers['host']}/somebody/tiny", "name": "somebody/tiny"}).encode()
+        )
+
+    def log_message(self, *arguments):
+        pass
+
+
+ROUND_TRIP = """
+import sys, torch, t2t_ref
+model = t2t_ref.load_model(sys.argv[1]).eval()
+model.push_to_hub("somebody/tiny", token="none", trained="noise", license="mit")
+again = t2t_ref.T2TViT.from_pretrained("somebody/tiny", cache_dir=sys.argv[2]).eval()
+image = torch.randn(1, 3, 64, 64)
+assert torch.equal(again(image), model(image))
+"""
+
+
+def test_a_round_trip_over_a_server(trained, tmp_path):
+    pytest.importorskip("huggingface_hub")
+    save_checkpoint(trained, tmp_path / "m.safetensors")
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    environment = os.environ | {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HUB_DISABLE_XET": "1"}
+    environment |= {"HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path / "home"), "PYTHONPATH": str(ROOT)}
+    command = [
+        sys.executable,
+        "-W",
+        "ignore",
+        "-c",
+        ROUND_TRIP,
+        str(tmp_path / "m.safetensors"),
+        str(tmp_path / "cache"),
+    ]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
+    finally:
+        server.shutdown()
+    assert done.returncode == 0, done.stderr
+    assert {"README.md", "config.json", "model.safetensors"} <= set(Hub.files)
+    assert b"noise" in Hub.files["README.md"]

@@ -33,6 +33,7 @@ class DistilledViT(ViT):
 
     head_names = ("head", "head_dist")
     num_prefix_tokens = 2
+    poolings = ("token",)
 
     @wraps(ViT.__init__)
     def __init__(self, *args, **kwargs):
@@ -51,14 +52,16 @@ class DistilledViT(ViT):
         return self.forward_head(self.forward_features(image))
 
     def forward_head(
-        self, features: Float[Tensor, "b n d"]
+        self, features: Float[Tensor, "b n d"], pre_logits: bool = False
     ) -> Float[Tensor, "b classes"] | tuple[Float[Tensor, "b classes"], Float[Tensor, "b classes"]]:
         """Tokens after the last norm to logits: of both heads while training, their mean in eval mode.
 
         Shapes:
             features: ``b n d``
-            return: b classes, or two of them
+            return: b classes, or two of them; with pre_logits the mean of what enters the heads, b d
         """
+        if pre_logits:
+            return (features[:, 0] + features[:, 1]) / 2
         logits, distillation_logits = self.head(features[:, 0]), self.head_dist(features[:, 1])
         return (logits, distillation_logits) if self.training else (logits + distillation_logits) / 2
 

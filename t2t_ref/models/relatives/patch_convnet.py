@@ -265,6 +265,8 @@ class PatchConvNet(Classifier):
         paper; ``PatchConvnet`` of the authors' code, which takes every grid for a square: 7 x 28 for 14 x 14
     """
 
+    poolings = ("token",)
+
     @remember_arguments
     def __init__(
         self,
@@ -388,12 +390,12 @@ class PatchConvNet(Classifier):
         last = list(self.parameters())[-1]
         return HeadForEachClass(self.embed_dim, self.num_classes).to(last.device, last.dtype)
 
-    def reset_classifier(self, num_classes: int) -> None:
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Put a fresh head for ``num_classes`` classes in place of the old one; with multiclass, tokens too.
 
         It comes on the device and in the dtype of the last layer, with weights as at the start of training.
         """
-        super().reset_classifier(num_classes)
+        super().reset_classifier(num_classes, global_pool)
         if self.multiclass:
             self.cls_token = self.make_cls_token()
 

@@ -145,6 +145,9 @@ class PVT(Pyramid):
         a table only if the *number* of its tokens is not that of stage 1: 28 x 112 for 56 x 56
     """
 
+    num_prefix_tokens = 1  # in the last stage
+    poolings, global_pool = ("token", "avg", ""), "token"
+
     @remember_arguments
     def __init__(
         self,
@@ -253,15 +256,6 @@ class PVT(Pyramid):
         """
         prefix = int(name == "pos_embed4")
         return resize_position_table(table, grid, new_grid, num_prefix_tokens=prefix, mode="bilinear")
-
-    def pool(self, features: Float[Tensor, "b n d"]) -> Float[Tensor, "b d"]:
-        """What enters the head: the class token.
-
-        Shapes:
-            features: ``b n d``
-            return: ``b d``
-        """
-        return features[:, 0]
 
     def no_weight_decay(self) -> set[str]:
         """Names of the parameters that weight decay should leave alone, beside biases and norms.

@@ -1,8 +1,10 @@
 """What the pyramids PVT, PVT v2 and Swin share: an embedding for each stage, and maps of several sizes (chapter 20)."""
 
 from collections.abc import Iterator, Sequence
+from itertools import accumulate
+from operator import mul
 
-from einops import rearrange, reduce
+from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -73,6 +75,7 @@ class Pyramid(Classifier):
     """
 
     num_prefix_tokens = 0
+    poolings, global_pool = ("avg", ""), "avg"
     reductions: tuple[int, ...]  # how many times each stage shrinks its grid for keys and values
 
     def run_stage(self, stage: int, below: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n d"]:
@@ -131,11 +134,25 @@ class Pyramid(Classifier):
         """How many stages there are."""
         return len(self.reductions)
 
-    def pool(self, features: Float[Tensor, "b n d"]) -> Float[Tensor, "b d"]:
-        """What enters the head: the mean of all tokens.
+    def block_sizes(self) -> dict[str, tuple[int, int]]:
+        """As in every model; what counts as a block is a stage."""
+        if hasattr(self, "layers"):  # Swin: merging doubles width and distance
+            sizes = ((self.embed_dim * 2**stage, self.patch_embed.stride * 2**stage) for stage in range(self.depth))
+            return {f"layers.{stage}": size for stage, size in enumerate(sizes)}
+        embeds = [getattr(self, f"patch_embed{stage + 1}") for stage in range(self.depth)]
+        strides = accumulate((embed.stride for embed in embeds), mul)
+        widths = (embed.proj.out_channels for embed in embeds)
+        return {f"block{number}": size for number, size in enumerate(zip(widths, strides, strict=True), start=1)}
 
-        Shapes:
-            features: ``b n d``
-            return: ``b d``
-        """
-        return reduce(features, "b n d -> b d", "mean")
+    def keep_blocks(self, number: int) -> None:
+        """Take away all stages but the first ``number``."""
+        if hasattr(self, "layers"):
+            self.layers = self.layers[:number]
+            self.layers[-1].downsample = None
+        for stage in range(number + 1, self.depth + 1):
+            for name in (f"patch_embed{stage}", f"block{stage}", f"norm{stage}", f"pos_embed{stage}"):
+                if hasattr(self, name):
+                    delattr(self, name)
+        if number < self.depth and hasattr(self, "cls_token"):
+            del self.cls_token  # of the last stage
+        self.reductions = self.reductions[:number]

@@ -207,6 +207,8 @@ class TNT(TokenClassifier):
         that were once the sentences' start, is kept, frozen and never read
     """
 
+    preprocessing = TokenClassifier.preprocessing | dict(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+
     @remember_arguments
     def __init__(
         self,
@@ -311,6 +313,8 @@ class TNT(TokenClassifier):
             image: ``b c h w``
             return: ``1 n d``, n counts the class token, which is row 0
         """
+        if not self.dynamic_img_size:
+            return self.outer_pos
         grid = self.grid_of((image.shape[-2], image.shape[-1]))
         return self.resize_table("outer_pos", self.outer_pos, self.grid, grid)
 
