@@ -14,9 +14,10 @@ from t2t_ref.train.recipes import Recipe
 def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict]:
     """Trainable parameters, by rate and weight decay.
 
-    Matrices decay. Biases, the weights of norms (one axis each) and what ``model.no_weight_decay()`` names, the class
-    token and a learned position table, do not. Frozen parameters are in no group: the sinusoid table, and the
-    performer's random directions.
+    The recipe's rate is that of the heads, which ``model.head_names`` names; all others have it times
+    ``backbone_lr_factor``. Matrices decay. Biases, the weights of norms (one axis each) and what
+    ``model.no_weight_decay()`` names, the class token and a learned position table, do not. Frozen parameters are in no
+    group: the sinusoid table, and the performer's random directions.
 
     Raises:
         ValueError: for a model without trainable parameters
@@ -24,13 +25,14 @@ def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict]:
     Source:
         authors' code, with timm's ``add_weight_decay``; the rates of transfer from their transfer_learning.py
     """
+    heads = tuple(f"{name}." for name in getattr(model, "head_names", ("head",)))
     spared = set() if recipe.decay_all else set(getattr(model, "no_weight_decay", set)())
     groups: dict[tuple[float, float], dict] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
         decays = recipe.decay_all or (parameter.ndim > 1 and name not in spared)
-        rate = recipe.lr * (1.0 if name.startswith("head.") else recipe.backbone_lr_factor)
+        rate = recipe.lr * (1.0 if name.startswith(heads) else recipe.backbone_lr_factor)
         decay = recipe.weight_decay if decays else 0.0
         group = groups.setdefault((rate, decay), {"params": [], "names": [], "lr": rate, "weight_decay": decay})
         group["params"].append(parameter)

@@ -69,8 +69,7 @@ def update(parts: Parts, batches: Iterable, where: str, skipped: int = 0, stop: 
         images, targets = parts.augment(images.to(accelerator.device, non_blocking=True), labels.to(accelerator.device))
         sampling.seed_all(sampling.FORWARD, *key)  # dropout, drop path: a second time the same, if need be
         with accelerator.accumulate(parts.prepared):
-            logits = parts.prepared(images)
-            loss = F.cross_entropy(logits, targets)
+            loss, logits = judge_answers(parts.prepared(images), targets)
             accelerator.backward(loss)
             losses.append(loss.detach())
             correct = correct + (logits.argmax(1) == targets.argmax(1)).sum()
@@ -82,6 +81,23 @@ def update(parts: Parts, batches: Iterable, where: str, skipped: int = 0, stop: 
             parts.stepper.step()  # both do nothing until the last of the batches
             parts.stepper.zero_grad()
     return measured
+
+
+def judge_answers(answers: Tensor | tuple[Tensor, ...], targets: Tensor) -> tuple[Tensor, Tensor]:
+    """The loss, and the logits that count as the model's answer.
+
+    A model with several heads answers once with each while it trains (DeiT). Then every head is asked for the labels,
+    and the mean of their logits counts, as it does in eval mode. With a teacher:
+    :func:`~t2t_ref.models.relatives.deit.distillation_loss`.
+
+    Shapes:
+        answers: ``b k``, or a tuple of such
+        targets: ``b k``, shares of the classes
+        return: ``(one number, b k)``
+    """
+    heads = answers if isinstance(answers, tuple) else (answers,)
+    loss = sum(F.cross_entropy(logits, targets) for logits in heads) / len(heads)
+    return loss, sum(heads) / len(heads)
 
 
 def reduced(accelerator, losses: list[Tensor], correct: Tensor, stop: int) -> tuple[float, float, float]:

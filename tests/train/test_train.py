@@ -29,7 +29,7 @@ from t2t_ref.train.augment import Augment
 from t2t_ref.train.log import LOGGER
 from t2t_ref.train.optimizer import WeightAverage, learning_rate, make_scheduler, parameter_groups
 from t2t_ref.train.recipes import RECIPES, Recipe
-from t2t_ref.train.update import SKIPPED_IN_A_ROW, Parts, update
+from t2t_ref.train.update import SKIPPED_IN_A_ROW, Parts, judge_answers, update
 
 
 def trained(recipe=tiny.RECIPE, output=None, **options):
@@ -112,6 +112,14 @@ def test_transfer_has_two_rates_and_decays_everything():
     assert by_rate[0.05] == ["head.weight", "head.bias"]
     assert "cls_token" in by_rate[0.0005] and "norm.weight" in by_rate[0.0005]
     assert {group["weight_decay"] for group in groups} == {5e-4}
+
+
+def test_every_head_learns_at_the_rate_of_the_head():
+    model = t2t_ref.create_model("deit_tiny_distilled_patch16_224", depth=1)
+    groups = parameter_groups(model, RECIPES["cifar_transfer"])
+    by_rate = {round(group["lr"], 6): set(group["names"]) for group in groups}
+    assert by_rate[0.05] == {f"{head}.{kind}" for head in ("head", "head_dist") for kind in ("weight", "bias")}
+    assert "dist_token" in by_rate[0.0005]
 
 
 # ---- the average
@@ -258,6 +266,27 @@ def test_a_random_transform_does_not_depend_on_workers_or_where_the_epoch_was_cu
     assert torch.equal(images(0, workers=2), whole)
     assert torch.equal(images(1, workers=0), whole[4:])
     assert whole.unique().numel() == 24
+
+
+def test_a_model_with_two_heads_is_trained_and_evaluated():
+    sizes = dict(patch_size=8, embed_dim=16, depth=1, num_heads=2)
+    recipe = replace(
+        tiny.RECIPE, model="deit_tiny_distilled_patch16_224", model_options=tuple(sizes.items()), ema_decay=0.0
+    )
+    with torch.random.fork_rng():
+        fresh = loop.build_model(recipe, num_classes=4)
+    result = trained(recipe)
+    before, after = fresh.state_dict(), result.model.state_dict()
+    for name in ("head.weight", "head_dist.weight", "dist_token", "cls_token"):
+        assert (after[name] - before[name]).abs().max() > 1e-3, name
+    # the first loss is that of both heads against the labels; what counts as right is the mean of the two
+    answers = torch.tensor([[2.0, 0.0, 0.0]]), torch.tensor([[0.0, 3.0, 0.0]])
+    loss, logits = judge_answers(answers, torch.tensor([[1.0, 0.0, 0.0]]))
+    expected = (math.log(math.exp(2) + 2) - 2 + math.log(math.exp(3) + 2)) / 2
+    assert loss.item() == pytest.approx(expected) and logits.tolist() == [[1.0, 1.5, 0.0]]
+    alone, same = judge_answers(answers[0], torch.tensor([[1.0, 0.0, 0.0]]))
+    assert alone.item() == pytest.approx(math.log(math.exp(2) + 2) - 2) and torch.equal(same, answers[0])
+    assert len(result.epochs) == recipe.epochs and result.epochs[-1]["test_loss"] < 5
 
 
 # ---- what it writes

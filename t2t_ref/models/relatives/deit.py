@@ -12,6 +12,9 @@ from t2t_ref.arguments import check_known
 from t2t_ref.models.classifier import init_weights
 from t2t_ref.models.vit import ViT
 
+Logits = Float[Tensor, "b classes"]
+Pair = tuple[Logits, Logits]  # of the class head, of the distillation head
+
 
 class DistilledViT(ViT):
     """ViT with a second learned token, the distillation token, and a second head on it. Arguments as :class:`ViT`.
@@ -31,6 +34,7 @@ class DistilledViT(ViT):
         adds the two softmaxes, the released code averages logits, and so do we
     """
 
+    door_notes = ViT.door_notes | {"head_dist": "distillation token alone"}
     head_names = ("head", "head_dist")
     num_prefix_tokens = 2
     poolings = ("token",)
@@ -46,14 +50,10 @@ class DistilledViT(ViT):
         """The learned tokens in front: class token, distillation token. The paper's figure has that last."""
         return torch.cat([self.cls_token, self.dist_token], dim=1)
 
-    def forward(
-        self, image: Float[Tensor, "b c h w"]
-    ) -> Float[Tensor, "b classes"] | tuple[Float[Tensor, "b classes"], Float[Tensor, "b classes"]]:
+    def forward(self, image: Float[Tensor, "b c h w"]) -> Logits | Pair:
         return self.forward_head(self.forward_features(image))
 
-    def forward_head(
-        self, features: Float[Tensor, "b n d"], pre_logits: bool = False
-    ) -> Float[Tensor, "b classes"] | tuple[Float[Tensor, "b classes"], Float[Tensor, "b classes"]]:
+    def forward_head(self, features: Float[Tensor, "b n d"], pre_logits: bool = False) -> Logits | Pair:
         """Tokens after the last norm to logits: of both heads while training, their mean in eval mode.
 
         Shapes:
@@ -62,8 +62,11 @@ class DistilledViT(ViT):
         """
         if pre_logits:
             return (features[:, 0] + features[:, 1]) / 2
-        logits, distillation_logits = self.head(features[:, 0]), self.head_dist(features[:, 1])
-        return (logits, distillation_logits) if self.training else (logits + distillation_logits) / 2
+        class_logits = self.head(features[:, 0])
+        teacher_logits = self.head_dist(features[:, 1])
+        if self.training:
+            return class_logits, teacher_logits
+        return (class_logits + teacher_logits) / 2
 
     def get_classifier(self) -> tuple[nn.Module, nn.Module]:
         """The two last layers: of the class token, of the distillation token."""
@@ -75,10 +78,10 @@ class DistilledViT(ViT):
 
 
 def distillation_loss(
-    logits: Float[Tensor, "b classes"],
-    distillation_logits: Float[Tensor, "b classes"],
-    labels: Int[Tensor, " b"] | Float[Tensor, "b classes"],
-    teacher_logits: Float[Tensor, "b classes"],
+    logits: Logits,
+    distillation_logits: Logits,
+    labels: Int[Tensor, " b"] | Logits,
+    teacher_logits: Logits,
     *,
     distillation_type: str = "none",
     alpha: float = 0.5,
@@ -110,9 +113,11 @@ def distillation_loss(
         return loss
     teacher_logits = teacher_logits.detach()
     if distillation_type == "hard":
-        lesson = F.cross_entropy(distillation_logits, teacher_logits.argmax(dim=-1))
+        choice = teacher_logits.argmax(dim=-1)
+        lesson = F.cross_entropy(distillation_logits, choice)
     else:
-        student, teacher = ((x / tau).log_softmax(dim=-1) for x in (distillation_logits, teacher_logits))
+        both = (distillation_logits, teacher_logits)
+        student, teacher = ((x / tau).log_softmax(dim=-1) for x in both)
         divergence = F.kl_div(student, teacher, reduction="sum", log_target=True)
         lesson = divergence * tau**2 / distillation_logits.numel()
     return (1 - alpha) * loss + alpha * lesson
