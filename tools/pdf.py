@@ -101,7 +101,8 @@ def print_pages(book: Path, output: Path) -> dict:
     ).stdout.strip()
     if not browser_path:
         raise SystemExit(1)  # it has said what to install
-    version = re.search(r'__version__ = "(.+)"', (ROOT / "t2t_ref" / "weights" / "_version.py").read_text(encoding="utf-8"))[1]
+    stated = (ROOT / "t2t_ref" / "weights" / "_version.py").read_text(encoding="utf-8")
+    version = re.search(r'__version__ = "(.+)"', stated)[1]
     note = (
         f"Version {version}, printed from the web pages of the book. The code that draws the figures is left out here, "
         "and what moves stands still; both are on the web pages. Answers to the exercises are open."
