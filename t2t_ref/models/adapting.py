@@ -251,9 +251,10 @@ class Adaptable(nn.Module):
             table, trained = getattr(owner, last), owner._parameters.get(last)
             table = self.resize_table(name, table.detach(), old[name], new[name])
             setattr(owner, last, table if trained is None else nn.Parameter(table, trained.requires_grad))
+        own = dict(self.named_parameters())
         for name, there in after.named_parameters():  # TNT has zeros that nobody reads, one for each place
-            if name not in new and not there.requires_grad and there.shape != self.get_parameter(name).shape:
-                self.get_parameter(name).data = self.get_parameter(name).new_zeros(there.shape)
+            if name in own and name not in new and not there.requires_grad and there.shape != own[name].shape:
+                own[name].data = own[name].new_zeros(there.shape)
         parts = dict(self.named_modules())
         for (name, here), there in zip(before.named_modules(), after.modules(), strict=True):
             for key, value in vars(there).items():
