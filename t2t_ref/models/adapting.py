@@ -23,8 +23,8 @@ GROUPS = (  # names of parameters, and what is put behind the numbers in them; o
     (r"^block(\d+)\.(\d+)\.", None),
     (r"^layers\.(\d+)\.blocks\.(\d+)\.", None),
     (r"^(?:patch_embed|pos_embed)(\d+)\b", (0,)),
-    (r"^norm(\d+)\.", (99998,)),
-    (r"^layers\.(\d+)\.downsample\.", (99998,)),
+    (r"^norm(\d+)\.", (99999,)),
+    (r"^layers\.(\d+)\.downsample\.", (99999,)),
     (r"^(?:norm|blocks_token_only)\.", (99999,)),
 )
 STAGES = (r"^(?:blocks|layers)\.(\d+)\.", r"^(?:block|norm|patch_embed|pos_embed)(\d+)\b")
@@ -251,6 +251,10 @@ class Adaptable(nn.Module):
             table, trained = getattr(owner, last), owner._parameters.get(last)
             table = self.resize_table(name, table.detach(), old[name], new[name])
             setattr(owner, last, table if trained is None else nn.Parameter(table, trained.requires_grad))
+        own = dict(self.named_parameters())
+        for name, there in after.named_parameters():  # TNT has zeros that nobody reads, one for each place
+            if name in own and name not in new and not there.requires_grad and there.shape != own[name].shape:
+                own[name].data = own[name].new_zeros(there.shape)
         parts = dict(self.named_modules())
         for (name, here), there in zip(before.named_modules(), after.modules(), strict=True):
             for key, value in vars(there).items():

@@ -12,16 +12,30 @@ import sys
 from pathlib import Path
 
 import torch
+from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
 from t2t_ref.arguments import Parser
-from t2t_ref.data.images import imagenet_class_names, preprocess
+from t2t_ref.data.images import IMAGENET_MEAN, IMAGENET_STD, imagenet_class_names, normalise, preprocess
 from t2t_ref.inspection import attention_maps, attention_rollout, class_token_maps, eval_without_gradients
 from t2t_ref.models.classifier import Classifier
 from t2t_ref.train.export import add_model_options, build
 from t2t_ref.train.log import escape_unknown_letters
 from t2t_ref.weights.writing import path_of, shown, write_whole
+
+
+def prepare(model: Classifier, image) -> Float[Tensor, "1 3 h w"]:
+    """:func:`~t2t_ref.data.images.preprocess` for this model: its size, and its mean and deviation of the colours."""
+    mean, std = model.preprocessing["mean"], model.preprocessing["std"]
+    images = preprocess(image, model.img_size)
+    return images if (mean, std) == (IMAGENET_MEAN, IMAGENET_STD) else normalise(restored(images), mean, std)
+
+
+def restored(images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
+    """Values from 0 to 1 again, of what :func:`~t2t_ref.data.images.preprocess` made."""
+    mean, std = (rearrange(torch.tensor(numbers), "c -> c 1 1") for numbers in (IMAGENET_MEAN, IMAGENET_STD))
+    return (images * std + mean).clamp(0, 1)
 
 
 def classify(model: Classifier, image, top: int = 5, class_names=None) -> list[tuple[str, float]]:
@@ -46,7 +60,7 @@ def classify(model: Classifier, image, top: int = 5, class_names=None) -> list[t
     if len(class_names) != model.num_classes:
         raise ValueError(f"there are {len(class_names)} names for {model.num_classes} classes")
     with eval_without_gradients(model):
-        (probabilities,) = model(preprocess(image, model.img_size)).softmax(dim=-1)
+        (probabilities,) = model(prepare(model, image)).softmax(dim=-1)
     best = probabilities.topk(min(top, model.num_classes))
     return [
         (class_names[number], share) for share, number in zip(best.values.tolist(), best.indices.tolist(), strict=True)
@@ -63,7 +77,7 @@ def where_it_looked(model: Classifier, image, rollout: bool = False) -> Float[Te
     Raises:
         ValueError: for a model in which no class token looks at a grid of patches
     """
-    weights = attention_maps(model, preprocess(image, model.img_size))
+    weights = attention_maps(model, prepare(model, image))
     try:
         if rollout:
             (seen,) = class_token_maps(attention_rollout(weights), model.grid, model.num_prefix_tokens)
@@ -86,17 +100,13 @@ def draw_map(model: Classifier, image, path: str | os.PathLike, rollout: bool = 
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError("drawing a map needs matplotlib: pip install matplotlib") from error
-    from einops import rearrange
-
-    from t2t_ref.data.images import IMAGENET_MEAN, IMAGENET_STD
-
-    (pixels,) = preprocess(image, model.img_size)
-    pixels = rearrange(pixels, "c h w -> h w c") * torch.tensor(IMAGENET_STD) + torch.tensor(IMAGENET_MEAN)
+    (pixels,) = restored(preprocess(image, model.img_size))
+    pixels = rearrange(pixels, "c h w -> h w c")
     seen, (h, w) = where_it_looked(model, image, rollout), model.img_size
     figure = Figure(figsize=(6.4, 6.4 * h / w / 2), layout="constrained")
     left, right = figure.subplots(1, 2)
     for axes in (left, right):
-        axes.imshow(pixels.clamp(0, 1), extent=(0, w, h, 0))
+        axes.imshow(pixels, extent=(0, w, h, 0))
         axes.set_axis_off()
     right.imshow(seen, extent=(0, w, h, 0), cmap="viridis", alpha=0.6, interpolation="bilinear")
     kind = path_of(path).suffix.lstrip(".").lower() or "png"

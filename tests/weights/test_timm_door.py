@@ -315,7 +315,7 @@ def test_another_size(family, tmp_path):
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
     model.set_input_size(size)
     assert model.img_size == size and model.arguments["img_size"] == size
-    t2t_ref.load_checkpoint(larger, source)  # which resizes as well
+    t2t_ref.load_checkpoint(larger, source, strict=family != "tnt")  # which resizes as well
     torch.testing.assert_close(model(images(size)), larger(images(size)))
     assert trained == {name for name, p in model.named_parameters() if p.requires_grad}
     save_checkpoint(model, tmp_path / "m.safetensors")

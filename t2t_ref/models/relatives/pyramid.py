@@ -156,3 +156,5 @@ class Pyramid(Classifier):
         if number < self.depth and hasattr(self, "cls_token"):
             del self.cls_token  # of the last stage
         self.reductions = self.reductions[:number]
+        if hasattr(self, "grids"):
+            self.grids = self.grids[:number]
