@@ -9,10 +9,12 @@
 # make colab       runs every chapter as Colab would: its versions, and the package from git (tools/colab_like.sh)
 # make address     REPO=owner/name: writes the repository's address wherever it stands
 # make elsewhere   runs the tests as other machines would: other processors, threads, Pythons (tools/elsewhere.sh says how)
+# make planted     plants mistakes in copies of package and chapters, and says which of them no cell notices (hours)
 # make gpu         checks on one GPU what needs one, and stores what it measures in results/ (tools/gpu.sh)
 # make clean       removes the environment and everything built
 #
 # WHAT="tests/models notebooks/04-*.ipynb" makes `make test` run these alone.
+# CHAPTERS="4 8" makes `make planted` try these alone; what it has found is kept, so it may be stopped.
 # PYTHON=python3.12 picks the interpreter (3.11 or newer).
 # TORCH_BACKEND=cpu spares Linux machines without an NVIDIA card the CUDA libraries (any value of uv's --torch-backend).
 
@@ -26,7 +28,7 @@ UV := $(BIN)/uv pip install -q --compile-bytecode --python $(BIN)/python \
       $(addprefix --find-links ,$(PIP_FIND_LINKS)) $(addprefix --torch-backend ,$(TORCH_BACKEND))
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: book test pages notebooks figures check pdf links colab address elsewhere gpu clean
+.PHONY: book test pages notebooks figures check pdf links colab address elsewhere planted gpu clean
 
 book: $(VENV)/.done
 	$(BIN)/python tools/nb.py check
@@ -61,6 +63,9 @@ links: $(VENV)/.done
 
 elsewhere: $(VENV)/.done
 	tools/elsewhere.sh $(NAMES)
+
+planted: $(VENV)/.done
+	$(BIN)/python tools/planted.py $(if $(CHAPTERS),--chapters $(CHAPTERS))
 
 gpu:
 	tools/gpu.sh

@@ -4,9 +4,9 @@
     :without: 01-the-whole-model#what-this-book-answers
     ```
 
-shows every ``> **Paper.** ...`` of book/NN-*.md under the name of its section, with a link back. A section named in
-``without`` is left out. What stands in the chapters is read at each build, so nothing is typed twice. A box that
-cannot be placed is an error, and so a failed build.
+shows every ``> **Paper.** ...`` of book/NN-*.md under the name of its section, with a link back; with ``:list:`` the
+links alone. A section named in ``without`` is left out. What stands in the chapters is read at each build, so nothing
+is typed twice. A box that cannot be placed is an error, and so a failed build.
 """
 
 import posixpath
@@ -120,7 +120,7 @@ def moved(box: Box, page: str) -> str:
 
 class Boxes(SphinxDirective):
     required_arguments = 1
-    option_spec = {"without": directives.unchanged_required}
+    option_spec = {"without": directives.unchanged_required, "list": directives.flag}
 
     def run(self):
         root, kind, page = Path(self.env.srcdir), self.arguments[0], self.env.docname
@@ -131,6 +131,8 @@ class Boxes(SphinxDirective):
             texts = [moved(box, page) for box in found]
         except ValueError as error:
             raise self.error(f"boxes {kind}: {error}") from error
+        if "list" in self.options:
+            return self.markdown("\n".join(self.linked(found)))
         sections = {}
         for box, text in zip(found, texts, strict=True):
             if box.chapter not in sections:
@@ -142,10 +144,21 @@ class Boxes(SphinxDirective):
             sections[box.chapter] += self.admonition(box, text, KINDS[kind])
         return list(sections.values())
 
-    def admonition(self, box: Box, text: str, style: str) -> nodes.admonition:
+    def title(self, box: Box) -> str:
+        """The section of a box as a link to it, behind the box's own title if it has one."""
         folder = posixpath.relpath("notebooks", posixpath.dirname(self.env.docname))
         title = f"[{box.section}]({folder}/{box.chapter}{SUFFIX}#{box.slug})"
-        title = f"{box.title} ({title})" if box.title else title
+        return f"{box.title} ({title})" if box.title else title
+
+    def linked(self, found: list[Box]) -> Iterator[str]:
+        """One item a chapter, in Markdown. A section with two boxes is named once."""
+        chapters = dict.fromkeys((box.chapter, box.chapter_title) for box in found)
+        for chapter, name in chapters:
+            titles = dict.fromkeys(self.title(box) for box in found if box.chapter == chapter)
+            yield f"- Chapter {int(chapter[:2])}, {name}: {'; '.join(titles)}"
+
+    def admonition(self, box: Box, text: str, style: str) -> nodes.admonition:
+        title = self.title(box)
         result = nodes.admonition("", nodes.title("", "", *self.markdown(title)[0].children), classes=[style])
         result += self.markdown(text)
         return result

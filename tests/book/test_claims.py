@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "book" / "claims.md").read_text(encoding="utf-8")
 ENTRY = re.compile(r"^:::\{claim\} (\S+) ([^\n]+)\n:name: (\S+)\n(?::by: (\S+)\n)?\n(.*?)\n:::$", re.M | re.S)
 LINK = re.compile(r"\]\(\.\./notebooks/([\w-]+)\.ipynb#([^)]+)\)")
+COUNTED = re.compile(r"\]\(printed-numbers\.md#([^)]+)\)")
 GAP = re.compile(r"\{gap\}`([^`]+)`")
 WANTED = [
     *(f"claim-eq-{n}" for n in range(1, 6)),
@@ -51,6 +52,16 @@ def sections(notebook: str) -> dict[str, bool]:
     return found
 
 
+@cache
+def counted() -> dict[str, bool]:
+    """The sections of the page of printed numbers by their anchors, and whether something is counted in them."""
+    from myst_parser.mdit_to_docutils.base import default_slugify
+
+    page = (ROOT / "book" / "printed-numbers.md").read_text(encoding="utf-8")
+    parts = (part.split("\n", 1) for part in re.split(r"(?m)^## ", page)[1:])
+    return {default_slugify(title): bool(re.search(r"\{(printed|counted|works)\}", text)) for title, text in parts}
+
+
 def problems(page: str) -> list[str]:
     """What the page lacks, or says without showing it."""
     entries = ENTRY.findall(page)
@@ -64,12 +75,13 @@ def problems(page: str) -> list[str]:
     for verdict, _, name, by, text in entries:
         if verdict not in claims.VERDICTS or (verdict == "contradicted") != (by in claims.BY):
             found.append(f"{name}: verdict")
-        links = LINK.findall(text)
+        links, counts = LINK.findall(text), COUNTED.findall(text)
         found += [f"{name}: no section {slug}" for notebook, slug in links if slug not in sections(notebook)]
+        found += [f"{name}: no section {slug}" for slug in counts if slug not in counted()]
         if verdict == "imagenet":
             if not links and "](#" not in text:
                 found.append(f"{name}: no link")
-        elif not any(sections(notebook).get(slug) for notebook, slug in links):
+        elif not any([sections(notebook).get(slug) for notebook, slug in links] + [counted().get(s) for s in counts]):
             found.append(f"{name}: nothing shown")
         gaps = [claims.gap(gap)[0] for gap in GAP.findall(text)]
         if gaps and gaps[0] != AGREES.get(verdict):  # the first is the paper's claim, leader first
@@ -87,6 +99,7 @@ def test_every_claim_has_an_entry_and_every_entry_shows_something():
         (":name: claim-eq-3", ":name: claim-eq-2", "claim-eq-3: missing"),
         (":name: claim-eq-3", ":name: claim-eq-2", "claim-eq-2: twice"),
         (":name: claim-eq-3\n", "", "an entry that cannot be read"),
+        ("printed-numbers.md#table-3", "printed-numbers.md#table-5", "claim-table-3-macs: no section table-5"),
         ("{claim} exact Re-structure", "{claim} true Re-structure", "claim-eq-2: verdict"),
         ("{claim} exact Re-structure", "{claim} contradicted Re-structure", "claim-eq-2: verdict"),
         ("#re-structure-by-hand", "#re-structure", "claim-eq-2: no section re-structure"),
