@@ -83,7 +83,7 @@ class TokenPerformer(nn.Module):
         super().__init__()
         m = token_dim // 2  # random directions, which are drawn once and stay
         directions = nn.init.orthogonal_(torch.empty(m, token_dim)) * math.sqrt(m)
-        self.w = nn.Parameter(directions, requires_grad=False)
+        self.register_buffer("w", directions)
         self.kqv = nn.Linear(width, 3 * token_dim)  # keys first
         self.proj = nn.Linear(token_dim, token_dim)
         self.norm1 = nn.LayerNorm(width)
@@ -173,7 +173,7 @@ class T2TViT(nn.Module):
         self.tokens_to_token = TokensToToken(layer, token_dim, width)
         self.cls_token = nn.Parameter(0.02 * torch.randn(1, 1, width))
         table = sinusoid_table(1 + (side // 16) ** 2, width)
-        self.pos_embed = nn.Parameter(table, requires_grad=False)
+        self.register_buffer("pos_embed", table)  # in the files, and never trained
         blocks = (Block(width, heads, mlp_ratio) for _ in range(depth))
         self.blocks = nn.ModuleList(blocks)
         self.norm = nn.LayerNorm(width)

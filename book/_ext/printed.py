@@ -104,7 +104,7 @@ def counts(name: str, changes: str = "") -> Counts:
     with torch.device("meta"):
         model = t2t_ref.create_model(name, **arguments(changes))
         image = torch.empty(1, 3, *model.img_size)
-    aside = sum(p.numel() for key, p in model.named_parameters() if key == "pos_embed" or key.endswith(".w"))
+    aside = sum(p.numel() for key, p in model.state_dict().items() if key == "pos_embed" or key.endswith(".w"))
     every = t2t_ref.count_parameters(model)
     linear = t2t_ref.count_macs(model, image, products_of_activations=False)
     return Counts(every, every - aside, t2t_ref.count_macs(model, image), linear)

@@ -19,6 +19,8 @@ def test_each_mistake_fits(mistake):
     ast.parse(spoiled)
     assert rules.definitions(spoiled) != rules.definitions(source) or not names
     chapter = planted.chapter_of(ROOT, mistake.chapter)
+    if chapter is None:
+        pytest.skip(f"there is no chapter {mistake.chapter} yet")
     text = chapter.read_text(encoding="utf-8")
     spoiled, changed = planted.spoil_chapter(text, mistake, names)
     shown = [cell for cell in rules.chapter_cells(chapter) if "mirror" in cell.metadata.get("tags", [])]
