@@ -37,9 +37,10 @@ class PlainTable(Table):
     def __init__(self, headings: Sequence[str], rows: Iterable[Sequence], digits: int):
         super().__init__(tuple(self.text(value, digits) for value in row) for row in rows)
         self.HEADINGS = tuple(headings)
-        columns = dict(zip(headings, zip(*self, strict=True), strict=True))
-        self.NUMBERS = tuple(name for name, texts in columns.items() if all(map(is_number, texts)))
-        self.widths = [max(map(len, (name, *texts))) if name in self.NUMBERS else 0 for name, texts in columns.items()]
+        columns = [(name, *texts) for name, *texts in zip(headings, *self, strict=True)]
+        numbers = [all(map(is_number, texts)) for _, *texts in columns]
+        self.NUMBERS = tuple(name for name, right in zip(headings, numbers, strict=True) if right)
+        self.widths = [max(map(len, c)) if right else 0 for c, right in zip(columns, numbers, strict=True)]
 
     @staticmethod
     def text(value: object, digits: int) -> str:
