@@ -36,11 +36,11 @@ class PlainTable(Table):
 
     def __init__(self, headings: Sequence[str], rows: Iterable[Sequence], digits: int):
         super().__init__(tuple(self.text(value, digits) for value in row) for row in rows)
-        self.HEADINGS = tuple(headings)
         columns = [(name, *texts) for name, *texts in zip(headings, *self, strict=True)]
         numbers = [all(map(is_number, texts)) for _, *texts in columns]
-        self.NUMBERS = tuple(name for name, right in zip(headings, numbers, strict=True) if right)
         self.widths = [max(map(len, c)) if right else 0 for c, right in zip(columns, numbers, strict=True)]
+        self.HEADINGS = self.texts(headings)
+        self.NUMBERS = tuple(name for name, right in zip(self.HEADINGS, numbers, strict=True) if right)
 
     @staticmethod
     def text(value: object, digits: int) -> str:
@@ -49,7 +49,7 @@ class PlainTable(Table):
             return f"{value:,.{digits}f}"
         return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
 
-    def texts(self, row: tuple[str, ...]) -> tuple[str, ...]:
+    def texts(self, row: Sequence[str]) -> tuple[str, ...]:
         """The texts of a row, one for each heading; those of numbers as wide as their column."""
         return tuple(text.rjust(width) for text, width in zip(row, self.widths, strict=True))
 
