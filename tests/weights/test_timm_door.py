@@ -24,6 +24,7 @@ from t2t_ref.models.relatives.pvt import PVT
 from t2t_ref.models.relatives.pvt_v2 import PVTv2
 from t2t_ref.models.relatives.swin import Swin
 from t2t_ref.models.relatives.tnt import TNT
+from t2t_ref.weights.timm_registry import register
 
 timm = import_timm()
 from timm.models import group_parameters  # noqa: E402
@@ -370,3 +371,9 @@ def test_we_read_timms_folders(tmp_path):
     ours = T2TViT.from_pretrained(tmp_path).eval()
     assert torch.equal(ours(images((64, 64))), theirs(images((64, 64))))
     assert T2TViT.from_pretrained(tmp_path, num_classes=3).num_classes == 3
+
+
+def test_without_timm_the_door_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(ImportError, match=r'pip install "t2t-ref\[timm\]"'):
+        register(SimpleNamespace())
