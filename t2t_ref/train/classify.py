@@ -135,7 +135,7 @@ def main(argv: list[str] | None = None) -> int:
             raise ValueError(f"--map draws one photograph, found {len(options.images)}")
         missing = next((path for path in options.images if not Path(path).is_file()), None)
         if missing:
-            raise FileNotFoundError(f"no file {shown(missing)}")
+            raise ValueError(f"no file {shown(missing)}")
         names = Path(options.class_names).read_text(encoding="utf-8").splitlines() if options.class_names else None
         if not (options.weights or options.pretrained):
             raise ValueError(

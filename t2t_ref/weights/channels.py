@@ -33,6 +33,9 @@ def adapt_channels(weights: dict[str, Tensor], in_chans: int) -> dict[str, Tenso
     scale, shift, weight = (
         weights[name] for name in (FIRST + "norm1.weight", FIRST + "norm1.bias", linear + ".weight")
     )
+    if linear.endswith("qkv"):  # the transformer divides its scores by the root of the width, which is another now
+        third = weight.shape[0] // 3
+        weight = torch.cat([weight[:third] * (in_chans / 3) ** 0.5, weight[third:]])
     offset = einsum(weight, shift, "o d, d -> o")
     pattern = "o (c kh kw) -> o c kh kw"
     scaled = rearrange(weight * scale, pattern, kh=KERNEL, kw=KERNEL)

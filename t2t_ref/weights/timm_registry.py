@@ -122,14 +122,20 @@ def register(door: ModuleType) -> None:
 
     The models are entered as those of ``door``, which gets what timm looks for in a module: ``default_cfgs``, and a
     function for each model, by its name.
+
+    Raises:
+        ImportError: with the remedy, without timm
     """
-    import timm
-    from timm.models import (
-        generate_default_cfgs,
-        register_model,
-        register_notrace_function,
-        register_notrace_module,
-    )
+    try:
+        import timm
+        from timm.models import (
+            generate_default_cfgs,
+            register_model,
+            register_notrace_function,
+            register_notrace_module,
+        )
+    except ImportError as error:
+        raise ImportError(f'this is the door to timm: pip install "t2t-ref[timm]" ({error})') from error
 
     names = [name for name in VARIANTS if not timm.is_model(name)]
     door.default_cfgs = generate_default_cfgs({tag: cfg for name in names for tag, cfg in cfgs_of(name).items()})

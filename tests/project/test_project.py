@@ -308,7 +308,7 @@ def test_importing_the_package_is_light():
 
 DATA = {"digits.py", "reading.py", "sources.py", "workers.py"}  # of which only images.py makes a promised name
 EXTRAS = {"train", "experiments", "bench", "book"} | DATA  # whose packages come with an extra
-ON_DEMAND = {"huggingface_hub"}  # asked for by those who use it, with a message that says so
+ON_DEMAND = {"huggingface_hub", "timm"}  # asked for by those who use it, with a message that says so
 
 
 def test_what_the_package_imports_is_what_it_asks_for():

@@ -8,6 +8,7 @@ import pathlib
 import subprocess
 import sys
 import threading
+import zlib
 
 import pytest
 from small import same, state, tiny
@@ -125,12 +126,12 @@ class Hub(http.server.BaseHTTPRequestHandler):
         name = self.path.partition("/resolve/main/")[2]
         if name not in self.files:
             return self.answer(status=404, x_error_code="EntryNotFound")
-        self.answer(self.files[name], etag='"1"', x_repo_commit=self.COMMIT)
+        self.answer(self.files[name], etag=f'"{zlib.crc32(self.files[name])}"', x_repo_commit=self.COMMIT)
 
     def do_GET(self):
         if "/resolve/" in self.path:
             name = self.path.rpartition("/")[2]
-            return self.answer(self.files[name], etag='"1"', x_repo_commit=self.COMMIT)
+            return self.answer(self.files[name], etag=f'"{zlib.crc32(self.files[name])}"', x_repo_commit=self.COMMIT)
         self.answer(json.dumps({"id": "somebody/tiny", "sha": self.COMMIT, "siblings": []}).encode())
 
     def do_POST(self):

@@ -24,6 +24,7 @@ from t2t_ref.models.relatives.pvt import PVT
 from t2t_ref.models.relatives.pvt_v2 import PVTv2
 from t2t_ref.models.relatives.swin import Swin
 from t2t_ref.models.relatives.tnt import TNT
+from t2t_ref.weights.timm_registry import register
 
 timm = import_timm()
 from timm.models import group_parameters  # noqa: E402
@@ -366,7 +367,13 @@ def test_timm_reads_our_folders(family, tmp_path):
 
 def test_we_read_timms_folders(tmp_path):
     theirs = timm.create_model("t2t_vit_7", img_size=64, depth=1, num_classes=5, global_pool="avg").eval()
-    save_for_hf(theirs, tmp_path, model_args=dict(img_size=64, depth=1, global_pool="avg"))
+    save_for_hf(theirs, tmp_path, model_args=dict(img_size=64, depth=1, global_pool="avg"), safe_serialization=True)
     ours = T2TViT.from_pretrained(tmp_path).eval()
     assert torch.equal(ours(images((64, 64))), theirs(images((64, 64))))
     assert T2TViT.from_pretrained(tmp_path, num_classes=3).num_classes == 3
+
+
+def test_without_timm_the_door_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(ImportError, match=r'pip install "t2t-ref\[timm\]"'):
+        register(SimpleNamespace())
