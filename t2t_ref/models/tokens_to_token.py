@@ -61,6 +61,12 @@ class TokensToToken(nn.Module):
         img_size: an int or (height, width), the size that ``grid`` and ``num_patches`` are stated for; the module
             itself takes any size that leaves a token
 
+    Note:
+        compiled with the debugging backend "aot_eager", a performer with dropout fails in the backward pass. Up to
+        torch 2.13 at least, that backend takes the gradient of a dropout for contiguous, which it is not where tokens
+        become an image: a linear layer, a dropout, a transpose and F.unfold are enough. The default backend is not
+        concerned, and performer_drop_rate=0 helps
+
     Raises:
         ValueError: for an unknown tokens_type, a size that leaves no token, a wrong number of channels
 
