@@ -4,14 +4,13 @@ What imports it does so inside a function, so that the package can be used witho
 """
 
 import html
-from collections.abc import Iterable
 from functools import cache
 
 import matplotlib.pyplot as plt
 import torch
 
 from t2t_ref.create import create_model
-from t2t_ref.inspection import Table, shape_table
+from t2t_ref.inspection import shape_table
 
 # Okabe and Ito's palette: one meaning, one colour, in the whole book
 QUERY, KEY, VALUE, TOKEN, OTHER = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#767676"
@@ -34,23 +33,6 @@ def use_style() -> None:
 
     set_matplotlib_formats("retina")
     plt.rcParams.update(STYLE)
-
-
-class Rows(Table):
-    """Rows of plain values under headings: text in the first column, numbers in the others."""
-
-    def __init__(self, headings: tuple[str, ...], rows: Iterable[tuple]):
-        super().__init__(rows)
-        self.HEADINGS, self.NUMBERS = headings, headings[1:]
-
-    def texts(self, row: tuple) -> tuple[str, ...]:
-        """The values of a row, whole numbers with commas."""
-        return tuple(f"{value:,}" if isinstance(value, int) else str(value) for value in row)
-
-
-def table(headings: str, rows: Iterable[tuple]) -> Rows:
-    """A table to end a cell with: headings are one string, separated by " | "."""
-    return Rows(tuple(headings.split(" | ")), rows)
 
 
 class Svg(str):

@@ -193,7 +193,7 @@ def test_every_axis_has_a_row():
     for name in ("index", "02-images-as-tokens"):  # shorter tables of the same letters
         for cell in re.findall(r"(?m)^\| (`\w+`(?:, `\w+`)*) \|", page(name)):
             assert set(re.findall(r"`(\w+)`", cell)) <= set(letters), name
-    assert set(in_table(page("02-images-as-tokens"), "## The letters of this book")) == set(letters)
+    assert set(in_table(page("02-images-as-tokens"), "## The letters of this book")) <= set(letters)
 
 
 def test_every_pattern_of_the_page_is_used():
