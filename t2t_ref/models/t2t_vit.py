@@ -75,9 +75,7 @@ class T2TViT(TokenClassifier):
         self.grid = self.grid_of(self.img_size)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
         n = self.num_prefix_tokens + self.grid[0] * self.grid[1]
-        self.register_buffer(
-            "pos_embed", sinusoid_table(n, embed_dim)
-        )  # in the state dict, and out of reach of training
+        self.register_buffer("pos_embed", sinusoid_table(n, embed_dim))
         self.pos_drop = nn.Dropout(drop_rate)
         block = partial(
             self.block_class,

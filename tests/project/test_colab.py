@@ -75,6 +75,9 @@ def moves_to_a_device(tree: ast.AST, trains: bool) -> list[str]:
     With ``trains``, ``fit`` is that of t2t_ref.train, which takes a GPU where there is one.
     """
     found = []
+    handed_on = {
+        f"{argument.arg}" for node in ast.walk(tree) if isinstance(node, ast.arguments) for argument in node.args
+    }
     for node in ast.walk(tree):
         text = ast.unparse(node) if isinstance(node, ast.Call | ast.Attribute) else ""
         if isinstance(node, ast.Attribute) and node.attr in ("cuda", "mps", "xpu", "set_default_device"):
@@ -84,7 +87,8 @@ def moves_to_a_device(tree: ast.AST, trains: bool) -> list[str]:
             if ast.unparse(node.func) == "torch.device":
                 devices += node.args[:1]
             theirs = r"'cpu'|'meta'|.*\.device"  # or the device of another tensor
-            found += [text for device in devices if not re.fullmatch(theirs, ast.unparse(device))]
+            asked = [ast.unparse(device) for device in devices]
+            found += [text for device in asked if device not in handed_on and not re.fullmatch(theirs, device)]
             on_the_cpu = any(k.arg == "cpu" and ast.unparse(k.value) == "True" for k in node.keywords)
             if trains and ast.unparse(node.func) == "fit" and not on_the_cpu:
                 found.append(text)
@@ -169,6 +173,8 @@ class TestNotebook:
         ("fit(recipe, data=data)", True),
         ("fit(recipe, data=data, cpu=True)", False),
         ("with torch.device('meta'): pass", False),
+        ("def f(device=None): return torch.ones(2, device=device)", False),  # the caller's
+        ("device = 'cuda'; torch.ones(2, device=device)", True),
         ("torch.ones(2, device=weight.device)", False),
         ("RUN_LONG = False\nif RUN_LONG:\n    fit(recipe)", False),
         ("if ready:\n    fit(recipe)", True),
