@@ -376,4 +376,4 @@ def test_we_read_timms_folders(tmp_path):
 def test_without_timm_the_door_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(ImportError, match=r'pip install "t2t-ref\[timm\]"'):
-        register(SimpleNamespace())
+        register(t2t_ref.timm)
