@@ -56,6 +56,22 @@ def exported(model, folder):
         torch.testing.assert_close(again(images), model(images))
 
 
+def free(name, folder):
+    """Height and width left open, beginning from the model's own size, where a table may be taken as it is."""
+    model = create_model(name, img_size=32, dynamic_img_size=True, num_classes=3, depth=1).eval()
+    sides = ({2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC},)
+    graph = torch.export.export(model, (images_for(model),), dynamic_shapes=sides).module()
+    for height, width in ((32, 32), (48, 80)):
+        images = torch.randn(2, 3, height, width)
+        torch.testing.assert_close(graph(images), model(images))
+    try:
+        torch.export.export(variant(name), (images_for(variant(name)),), dynamic_shapes=sides)
+    except ValueError as error:
+        assert "build it with dynamic_img_size=True" in str(error)
+    else:
+        raise AssertionError("a table that cannot follow was exported with free sides")
+
+
 def onnx(model, folder):
     import onnxruntime
 
@@ -106,6 +122,8 @@ def compiled(model, folder):
 
 CHECKS = {f"export {name}": lambda folder, n=name: exported(variant(n), folder) for name in SIZES}
 CHECKS |= {f"export {name}": lambda folder, n=name: exported(design(n), folder) for name in DESIGNS}
+FREE = ("t2t_vit_7", "t2t_vit_t_14", "deit_small_patch16")
+CHECKS |= {f"export free {name}": lambda folder, n=name: free(n, folder) for name in FREE}
 CHECKS |= {f"onnx {name}": lambda folder, n=name: onnx(variant(n), folder) for name in ("t2t_vit_7", "t2t_vit_t_14")}
 CHECKS |= {f"compile {name}": lambda folder, n=name: compiled(design(n), folder) for name in DESIGNS}
 CHECKS |= {f"written {form}": lambda folder, f=form: written(f, folder) for form in ("onnx", "pt2")}
@@ -114,7 +132,7 @@ CHECKS |= {f"trace {name}": lambda folder, n=name: traced(design(n), folder) for
 CHECKS |= {"trace fused": lambda folder: traced(small(fused=True), folder)}
 CHECKS |= {"compile readable": lambda folder: compiled(small(fused=False), folder)}
 CHECKS |= {"compile fused": lambda folder: compiled(small(fused=True), folder)}
-PERFORMERS = ("export t2t_vit_7", "compile fused", "written onnx", "written pt2")
+PERFORMERS = ("export t2t_vit_7", "export free t2t_vit_7", "compile fused", "written onnx", "written pt2")
 
 
 def cannot(name):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from t2t_ref.arguments import check_known, pair
 from t2t_ref.models.adapting import Adaptable
-from t2t_ref.models.position import resize_position_table
+from t2t_ref.models.position import is_free, resize_position_table
 
 
 def remember_arguments(init: Callable) -> Callable:
@@ -56,8 +56,13 @@ def check_size(image: Tensor, img_size: tuple[int, int], dynamic_img_size: bool)
     if image.ndim != 4:
         raise ValueError(f"expected an image of shape (b, c, h, w), found {tuple(image.shape)}")
     h, w = image.shape[-2:]
+    expected = "x".join(map(str, img_size))
+    if not dynamic_img_size and is_free((h, w)):
+        raise ValueError(
+            f"height and width cannot be left free: this model was built for img_size={expected}; "
+            "build it with dynamic_img_size=True"
+        )
     if not dynamic_img_size and (h, w) != img_size:
-        expected = "x".join(map(str, img_size))
         raise ValueError(
             f"the image is {h}x{w} pixels, this model was built for img_size={expected}; "
             "resize the image, or build the model with dynamic_img_size=True"
@@ -322,7 +327,7 @@ class TokenClassifier(Classifier):
             return: ``1 n d``, n counts the class token, which is row 0
         """
         size = (image.shape[-2], image.shape[-1])
-        if not self.dynamic_img_size or size == self.img_size:
+        if not self.dynamic_img_size or (not is_free(size) and size == self.img_size):
             return self.pos_embed
         return self.resize_table("pos_embed", self.pos_embed, self.grid, self.grid_of(size))
 

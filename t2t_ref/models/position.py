@@ -32,6 +32,11 @@ def sinusoid_table(n: int, dim: int) -> Float[Tensor, "1 n d"]:
     return rearrange(table.float(), "n d -> 1 n d")
 
 
+def is_free(size: tuple[int, int]) -> bool:
+    """Whether a graph is being made that leaves these sizes open: to compare them with a number would fix them."""
+    return any(isinstance(side, torch.SymInt) for side in size)
+
+
 def resize_position_table(
     table: Float[Tensor, "1 n d"],
     grid: tuple[int, int],
@@ -61,7 +66,7 @@ def resize_position_table(
             f"a table of {table.shape[1]} rows does not fit a grid of {rows}x{columns}: "
             f"expected {num_prefix_tokens} + {rows * columns} rows"
         )
-    if tuple(grid) == tuple(new_grid):
+    if not is_free(new_grid) and tuple(grid) == tuple(new_grid):
         return table
     dtype = torch.promote_types(table.dtype, torch.float32)  # mix in float32, round once at the end
     prefix, rest = table[:, :num_prefix_tokens], table[:, num_prefix_tokens:]
