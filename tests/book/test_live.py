@@ -206,3 +206,11 @@ def test_every_model_is_one_small_script():
     assert found.keys() == {"t2t", "vit", "digits", "classes"}
     for name in live_model.MODELS:
         assert found[name].startswith(f"live.take('{name}', '") and len(found[name]) < 2**20
+
+
+def test_the_page_says_how_well_its_models_read():
+    stored = json.loads((ROOT / "results" / "what_it_sees.json").read_text(encoding="utf-8"))["arms"]
+    for name in live_model.MODELS:
+        found = [run["accuracy"] for run in stored[name]["runs"]]
+        assert live_model.reads(name, ROOT).startswith(f"{np.mean(found):.0f} ± ")
+        assert f"{found[0]:.0f} % this one" in live_model.reads(name, ROOT)  # the weights of the first seed
