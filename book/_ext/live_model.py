@@ -43,7 +43,8 @@ def reads(text: str, root: Path) -> str:
     stored = json.loads((root / "results" / "what_it_sees.json").read_text(encoding="utf-8"))
     mean, half = mean_interval(list(accuracies(stored["arms"][text]).values()))
     beside = json.loads((root / "results" / "weights" / f"{text}.json").read_text(encoding="utf-8"))
-    return f"{mean:.0f} ± {half:.0f} % over {len(stored['arms'][text]['runs'])} seeds, {beside['accuracy']:.0f} % this one"
+    seeds = len(stored["arms"][text]["runs"])
+    return f"{mean:.0f} ± {half:.0f} % over {seeds} seeds, {beside['accuracy']:.0f} % this one"
 
 
 def write_scripts(app, exception):
