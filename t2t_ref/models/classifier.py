@@ -57,7 +57,7 @@ def check_size(image: Tensor, img_size: tuple[int, int], dynamic_img_size: bool)
         raise ValueError(f"expected an image of shape (b, c, h, w), found {tuple(image.shape)}")
     h, w = image.shape[-2:]
     expected = "x".join(map(str, img_size))
-    if not dynamic_img_size and is_free((h, w)):
+    if not dynamic_img_size and (isinstance(h, torch.SymInt) or isinstance(w, torch.SymInt)):
         raise ValueError(
             f"height and width cannot be left free: this model was built for img_size={expected}; "
             "build it with dynamic_img_size=True"

@@ -332,16 +332,15 @@ def test_the_command_names_what_it_does_not_know(capsys, tmp_path):
     assert "positions: T2T, sinusoid; T2T, learned" in capsys.readouterr().out
 
 
-def test_older_doors_lead_to_the_same_command(fake, tmp_path, monkeypatch):
+def test_an_older_door_leads_to_the_same_command(fake, tmp_path, monkeypatch):
     import runpy
 
-    for door, name in (("t2t_ref.train.compare", "digits"), ("t2t_ref.what_it_sees", "what_it_sees")):
-        monkeypatch.setattr(sys, "argv", [door, "--output", str(tmp_path), "--seeds", "0"])
-        with pytest.raises(SystemExit) as ended:
-            runpy.run_module(door, run_name="__main__")
-        assert ended.value.code == 0
-        content = json.loads((tmp_path / f"{name}.json").read_text(encoding="utf-8"))
-        assert content["command"] == f"python -m t2t_ref.experiments {name}"
+    monkeypatch.setattr(sys, "argv", ["t2t_ref.train.compare", "--output", str(tmp_path), "--seeds", "0"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module("t2t_ref.train.compare", run_name="__main__")
+    assert ended.value.code == 0
+    content = json.loads((tmp_path / "digits.json").read_text(encoding="utf-8"))
+    assert content["command"] == "python -m t2t_ref.experiments digits"
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL")
