@@ -18,6 +18,7 @@ the source; the fields of records with their comments; and three directives for 
 import ast
 import contextlib
 import dataclasses
+import importlib
 import importlib.util
 import inspect
 import io
@@ -371,7 +372,27 @@ class CommandLine(SphinxDirective):
         return [block]
 
 
+def written_signatures() -> None:
+    """Let autodoc see what a class is written with, and not the argument that its decorator adds to all of them.
+
+    It reads the defaults from the source, and would stumble over one that is not there.
+    """
+    from t2t_ref.models.classifier import Classifier
+
+    classes = [Classifier]
+    while classes:
+        one = classes.pop()
+        classes += one.__subclasses__()
+        init = vars(one).get("__init__")
+        if hasattr(init, "__signature__"):
+            kept = [entry for name, entry in init.__signature__.parameters.items() if name != "global_pool"]
+            init.__signature__ = init.__signature__.replace(parameters=kept)
+
+
 def setup(app):
+    for module in pkgutil.walk_packages(importlib.import_module(f"{PACKAGE}.models").__path__, f"{PACKAGE}.models."):
+        importlib.import_module(module.name)
+    written_signatures()
     app.setup_extension("sphinx.ext.napoleon")
     app.setup_extension("sphinx.ext.linkcode")
     app.connect("config-inited", read_address)

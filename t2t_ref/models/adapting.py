@@ -1,7 +1,7 @@
 """What other libraries ask of a model: its data, its stages, recomputing, cutting, other sizes (chapter 9).
 
 The names are timm's, so that its scripts and whatever was written for its models work with these. Nothing here imports
-it: :mod:`t2t_ref.timm` is the door.
+it: ``t2t_ref.timm`` is the door.
 """
 
 import functools
@@ -109,7 +109,7 @@ class Adaptable(nn.Module):
 
     @functools.cached_property
     def pretrained_cfg(self) -> dict:
-        """What timm wants to know: size and preparation of the images, the names of the layers at both ends.
+        """Size and preparation of the images and the names of the layers at both ends, as timm wants to know them.
 
         ``first_conv`` is empty where no convolution meets the image, as in a soft split.
         """

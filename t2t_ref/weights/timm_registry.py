@@ -1,4 +1,4 @@
-"""Our models for timm: what :mod:`t2t_ref.timm`, the door, puts into its registry (chapter 9).
+"""Our models for timm: what ``t2t_ref.timm``, the door, puts into its registry (chapter 9).
 
 A name that timm has already is left alone. All else is registered as timm's own models are: with a ``pretrained_cfg``,
 with a filter for weights, and with ``features_only``. timm is imported by the functions here, not with the module.
