@@ -38,7 +38,8 @@ test: $(VENV)/.done
 	$(BIN)/python -m pytest --nbval $(WHAT)
 
 pages: book $(VENV)/.pages
-	$(BIN)/python -m pytest tools/test_pages.py tools/test_live.py -n 3 --dist=worksteal
+	$(BIN)/python -m pytest tools/test_pages.py -n 3 --dist=worksteal
+	$(BIN)/python -m pytest tools/test_live.py -n 0
 
 notebooks: $(VENV)/.done
 	$(BIN)/python tools/nb.py run

@@ -396,7 +396,8 @@ def test_widgets_answer_to_keyboard_and_mouse(light, base, name):
             return all(old != new for old, new in zip(before, shown(), strict=True))
 
         sheet.focus()
-        for key in ("ArrowRight", "ArrowDown", "ArrowLeft", "ArrowUp"):
+        flat = sheet.evaluate("one => one.clientWidth > 3 * one.clientHeight")  # a sheet of one row has no up and down
+        for key in ("ArrowRight", "ArrowLeft") if flat else ("ArrowRight", "ArrowDown", "ArrowLeft", "ArrowUp"):
             assert changed_by(lambda key=key: light.keyboard.press(key)), key
         light.keyboard.press("ArrowRight")
         assert changed_by(lambda sheet=sheet: sheet.click(position={"x": 6, "y": 6})), "click"
