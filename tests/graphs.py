@@ -108,8 +108,9 @@ def smaller(form, precision, folder):
     save_checkpoint(model, folder / "m.safetensors")
     export(model, folder / f"whole.{form}")
     assert main([str(path), "--weights", str(folder / "m.safetensors"), "--precision", precision]) == 0
-    saved = 1 - path.stat().st_size / (folder / f"whole.{form}").stat().st_size
-    assert saved > 0.3, saved
+    weights = sum(entry.nbytes for entry in model.state_dict().values())
+    saved = ((folder / f"whole.{form}").stat().st_size - path.stat().st_size) / weights
+    assert saved > {"bfloat16": 0.4, "int8": 0.6}[precision], saved  # 0.5 and 0.75 without what is kept
     run = runner(path, {"pt2": "torch-export"}.get(form, form))
     assert run(images_for(model)).dtype == torch.float32
     assert TOLERANCES["float32"] < largest_difference(model, run, False) < TOLERANCES[precision] / 2
