@@ -1,6 +1,6 @@
 """What timm's train.py and validate.py do with a model, step by step: they are in no wheel, only in its repository."""
 
-from types import SimpleNamespace
+from argparse import Namespace
 
 import numpy as np
 import pytest
@@ -58,6 +58,7 @@ def loader_for(model, folder, training):
     data = create_dataset("", root=str(folder), split="train", is_training=training, batch_size=10)
     keys = ("input_size", "interpolation", "mean", "std", "crop_pct")
     how = {key: config[key] for key in keys} | dict(num_workers=0, use_prefetcher=False, batch_size=10)
+    how["persistent_workers"] = False
     return create_loader(data, is_training=training, **how)
 
 
@@ -66,7 +67,7 @@ def test_a_step_of_train(name, folder, tmp_path):
     model = create(name).train()
     model.set_grad_checkpointing(enable=True)
     before = state(model)
-    arguments = SimpleNamespace(opt="adamw", lr=1e-2, weight_decay=0.05, momentum=0.9, layer_decay=0.75, model=name)
+    arguments = Namespace(opt="adamw", lr=1e-2, weight_decay=0.05, momentum=0.9, layer_decay=0.75, model=name)
     optimizer = create_optimizer_v2(model, **optimizer_kwargs(cfg=arguments))
     asked = {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
     assert {id(p) for group in optimizer.param_groups for p in group["params"]} == asked
