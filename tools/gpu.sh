@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# Everything that needs a GPU, in about five minutes on a modern one: tools/gpu.sh
+# Everything that needs a GPU, in some minutes on a modern one, most of them for compiling: tools/gpu.sh
 #
-# Runs the checks of tools/gpu_check.py, which leaves what it measures in results/gpu_*.json, then every chapter as it
-# is: nothing in them may fail because a GPU is there. Outputs are not compared, since some name the device.
+# Runs the checks of tools/gpu_check.py, which leaves what it measures in results/gpu_*.json: T2T-ViT plain, fused and
+# compiled, its relatives, and timm's own models of their size. Then every chapter as it is: nothing in them may fail
+# because a GPU is there. Outputs are not compared, since some name the device.
 # Exit status 0 if all went well.
 #
 #   PYTHON=python3     an environment with requirements.txt and a torch for the GPU (.venv/bin/python)

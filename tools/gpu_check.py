@@ -1,9 +1,10 @@
 """What only a GPU can show: python tools/gpu_check.py [--device cuda] [--quick] [--output results]
 
 Compares the device with the CPU, half precision with float32, the compiled and the fused model with the plain one, and
-a run that was cut and resumed with one that was not; then measures images a second and memory. Writes gpu_checks.json,
-gpu_models_float32.json and gpu_models_bfloat16.json, and exits with 1 if a check has failed. ``--device cpu --quick``
-tries the script itself, where there is no GPU.
+a run that was cut and resumed with one that was not. Then measures images a second and memory: T2T-ViT in all its
+forms, compiled ones included, and its relatives, each beside timm's own model of that size. Writes gpu_checks.json and,
+for both precisions, gpu_models_*.json and gpu_relatives_*.json. Exits with 1 if a check has failed or a measurement
+broke off. ``--device cpu --quick`` tries the script itself, where there is no GPU.
 """
 
 import argparse
@@ -37,7 +38,13 @@ class Setting:
     depth: int = 14
     batch: int = 16
     updates: int = 10
-    models: str = "--models t2t_vit_14 --batch 64 --img-size 224 --rounds 7"
+    sizes: str = "--batch 64 --img-size 224 --rounds 7"
+    models: str = "t2t_vit_14"
+    forms: str = "plain readable fused recompute readable+compile fused+compile timm"
+    relatives: str = (
+        "deit_small_patch16_224 tnt_s_patch16_224 pvt_small pvt_v2_b2 swin_tiny_patch4_window7_224 patchconvnet_s60"
+    )
+    relatives_forms: str = "readable timm"  # compiling them all would take longer than all the rest
 
     @property
     def kind(self) -> str:
@@ -170,6 +177,19 @@ def resumed(setting):
     return found
 
 
+def measure(setting, options):
+    """Files of ``python -m t2t_ref.bench models``, for each family and precision; the names of those that broke off."""
+    families = {"models": (setting.models, setting.forms), "relatives": (setting.relatives, setting.relatives_forms)}
+    missing = []
+    for family, (models, forms) in families.items():
+        for precision in ("float32", "bfloat16") if not options.only or family in options.only else ():
+            path = options.output / f"gpu_{family}_{precision}.json"
+            words = f"models --models {models} --implementations {forms} {setting.sizes} --device {options.device}"
+            words = [*words.split(), "--precision", precision, "--json", str(path)]
+            missing += [path.name] * bool(bench.main(words))
+    return missing
+
+
 CHECKS = (same_as_the_cpu, half_precision, compiled, fused, resumed)
 
 
@@ -182,13 +202,14 @@ def main(arguments):
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--quick", action="store_true", help="tiny sizes, to try the script itself")
     parser.add_argument("--output", type=Path, default=Path("results"))
-    parser.add_argument("--only", nargs="+", choices=[*(check.__name__ for check in CHECKS), "bench"])
+    parser.add_argument("--only", nargs="+", choices=[*(c.__name__ for c in CHECKS), "models", "relatives"])
     options = parser.parse_args(arguments)
     if torch.device(options.device).type == "cuda" and not torch.cuda.is_available():
         print("no GPU that torch can use; --device cpu --quick tries the script itself", file=sys.stderr)
         return 2
     quick = dict(img_size=64, depth=1, batch=16, updates=4)
-    quick |= dict(models="--models t2t_vit_7 --batch 2 --img-size 64 --rounds 3 --no-memory")
+    quick |= dict(sizes="--batch 2 --img-size 64 --rounds 3 --no-memory", models="t2t_vit_10")
+    quick |= dict(relatives="deit_tiny_patch16_224 pvt_tiny", forms="plain readable fused recompute fused+compile timm")
     setting = Setting(options.device, **quick if options.quick else {})
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False  # float32 shall be float32
     options.output.mkdir(parents=True, exist_ok=True)
@@ -210,10 +231,7 @@ def main(arguments):
         versions=dict(python=platform.python_version(), torch=torch.__version__, cuda=torch.version.cuda), found=found,
     )  # fmt: skip
     (options.output / "gpu_checks.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    if not options.only or "bench" in options.only:
-        for precision in ("float32", "bfloat16"):
-            command = f"models {setting.models} --device {options.device} --precision {precision} --json".split()
-            bench.main([*command, str(options.output / f"gpu_models_{precision}.json")])
+    failed += measure(setting, options)
     print(f"{name_of(options.device)}: {'failed ' + ', '.join(failed) if failed else 'all well'}")
     return int(bool(failed))
 

@@ -266,6 +266,26 @@ def what_it_sees(result: dict) -> Found:
     return about, came_out, lines
 
 
+def precisions(result: dict) -> Found:
+    versions = [f"{name} {version}" for name, version in result["versions"].items()]
+    weights = result["weights"]
+    about = [result["device"], *versions, f"`{weights['file']}`, SHA-256 {weights['sha256'][:12]}…"]
+    lines = table(
+        ["form", "precision", "accuracy, %", "digits named otherwise", "farthest logit", "MB"],
+        [
+            (row["form"], row["precision"], f"{row['accuracy']:.2f}", row["changed"], f"{row['difference']:.0e}",
+             f"{row['bytes'] / 1e6:.2f}")
+            for row in result["rows"]
+        ],
+        words=2,
+    )  # fmt: skip
+    came_out = f"the model in PyTorch names {result['accuracy']:.2f} % of {result['tested']:,} digits rightly; "
+    came_out += "named otherwise by the graphs, " + "; ".join(
+        f"{row['form']}, {row['precision']}: {row['changed']}" for row in result["rows"]
+    )
+    return about, came_out, lines
+
+
 def weights(folder: Path) -> list[str]:
     rows = []
     for path in sorted(folder.glob("*.json")):
@@ -295,6 +315,8 @@ def markdown(path: Path, pairs: list[str]) -> list[str]:
     command = result["command"]
     if "shifts" in result:
         about, came_out, lines = what_it_sees(result)
+    elif result.get("experiment") == "precisions":
+        about, came_out, lines = precisions(result)
     elif "arms" in result:
         about, came_out, lines = experiment(result, pairs)
     else:

@@ -63,12 +63,38 @@ def vit_pytorch_model(case: Case) -> nn.Module:
     )
 
 
+TIMMS = {  # of the models whose name timm does not have, one of its own of about the same size
+    "t2t_vit_10": "deit_tiny_patch16_224",
+    "t2t_vit_14": "deit_small_patch16_224",
+    "t2t_vit_t_14": "deit_small_patch16_224",
+    "deit_small_patch16": "deit_small_patch16_224",
+}
+
+
+def timm_model(case: Case) -> nn.Module:
+    """timm's own model of this name, or of about this size: for a T2T-ViT, which timm does not have, a DeiT.
+
+    Raises:
+        ImportError: with the remedy, if timm is not there or does not load; and if it has no such model
+    """
+    try:
+        import timm
+    except (ImportError, RuntimeError) as error:  # the latter from a torchvision that was built for another torch
+        raise ImportError(f"timm is not measured ({str(error).splitlines()[0]}): pip install timm") from error
+    name = TIMMS.get(case.model, case.model)
+    if not timm.is_model(name) or not timm.models.model_entrypoint(name).__module__.startswith("timm."):
+        raise ImportError(f"timm is not measured: it has no {case.model}, and none is named for its size")
+    size = {} if name.startswith("pvt") else {"img_size": case.img_size}  # a pyramid of maps takes any size
+    return timm.create_model(name, **size)
+
+
 BUILDERS: dict[str, Callable[[Case], nn.Module]] = {
     "plain": lambda case: plain_forms.plain(create_model(case.model, img_size=case.img_size)),
     "readable": lambda case: create_model(case.model, img_size=case.img_size),
     "fused": lambda case: fuse(create_model(case.model, img_size=case.img_size)),
     "recompute": lambda case: fuse(create_model(case.model, img_size=case.img_size), recompute=True),
     "vit-pytorch": vit_pytorch_model,
+    "timm": timm_model,
 }
 COMPILED = "+compile"  # after the name of an implementation
 
@@ -124,7 +150,7 @@ def build(implementation: str, case: Case) -> nn.Module:
 
     Raises:
         ValueError: for an unknown implementation
-        ImportError: if vit-pytorch is asked for and absent
+        ImportError: if vit-pytorch or timm is asked for and absent
     """
     check_implementation(implementation)
     torch.manual_seed(0)

@@ -1,6 +1,6 @@
-"""The experiments behind results/*.json (chapters 11 to 15)."""
+"""The experiments behind results/*.json (chapters 11 to 16)."""
 
-from t2t_ref.experiments import arms, what_it_sees
+from t2t_ref.experiments import arms, precisions, what_it_sees
 from t2t_ref.experiments.arms import (
     DATA,
     PERFORMER,
@@ -16,10 +16,12 @@ from t2t_ref.experiments.intervals import accuracies, mean_interval, paired_inte
 from t2t_ref.experiments.runs import held_out, normalise, run, run_experiment, train_arm
 
 EXPERIMENTS = arms.EXPERIMENTS | {"what_it_sees": what_it_sees.EXPERIMENT}
+MEASUREMENTS = {"precisions": precisions.measure}  # which train nothing
 
 __all__ = [
     "DATA",
     "EXPERIMENTS",
+    "MEASUREMENTS",
     "PERFORMER",
     "VIT_ARM",
     "Experiment",

@@ -2,25 +2,28 @@
 
     python -m t2t_ref.export model.onnx --model t2t_vit_14 --weights FILE
 
-The number of images stays free in both. So do height and width in ONNX, with ``--dynamic-size``. What was written is
-read back and compared with the model before the command says that it is done.
+The number of images stays free in both. So do height and width in ONNX, with ``--dynamic-size``. ``--precision`` makes
+the file smaller. What was written is read back and compared with the model before the command says that it is done.
 """
 
 import argparse
 import importlib.util
+import logging
 import os
 import signal
 import sys
 import warnings
 from collections.abc import Callable
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from t2t_ref.arguments import Parser
+from t2t_ref.arguments import Parser, check_known
 from t2t_ref.create import create_model
 from t2t_ref.inspection import eval_without_gradients
 from t2t_ref.models.classifier import Classifier
@@ -30,7 +33,11 @@ from t2t_ref.weights.writing import path_of, shown, write_whole
 
 FORMS = ("onnx", "torch-export")
 ENDINGS = {".onnx": "onnx", ".pt2": "torch-export"}
-TOLERANCE = 1e-4  # of the largest logit; two sets of float32 kernels differ by a hundredth of it
+TOLERANCES = {  # by precision, as shares of the largest logit
+    "float32": 1e-4,  # two sets of kernels differ by a hundredth of it
+    "bfloat16": 0.1,
+    "int8": 0.3,
+}
 
 
 @dataclass(frozen=True)
@@ -50,6 +57,7 @@ def export(
     path: str | os.PathLike,
     form: str | None = None,
     *,
+    precision: str = "float32",
     dynamic_size: bool | None = None,
     opset: int = 18,
 ) -> Exported:
@@ -57,14 +65,22 @@ def export(
 
     The input is called "image", b c h w, and the output "logits". b is free. So are h and w in ONNX, if the model was
     built with dynamic_img_size, and torch can trace it that way. A program of torch.export is for the model's own size.
+    Images and logits are float32 in all precisions.
 
     Args:
         form: "onnx" or "torch-export"; by default what the ending says, .onnx or .pt2
+        precision: "float32"; "bfloat16", which ONNX stores the weights in and torch also computes in; "int8" for the
+            weights of linear layers in ONNX, whose inputs a runtime rounds as well
         dynamic_size: True insists on free h and w, False on the model's own, None takes what is to be had
         opset: that of ONNX
 
+    Note:
+        int8 inputs of a layer share one scale, that of the largest among all images: what an image gives depends on
+        the others of its batch, within what this precision costs anyway
+
     Raises:
-        ValueError: for an unknown form, if torch cannot trace the model, and if the graph computes something else
+        ValueError: for an unknown form or precision, for int8 outside of ONNX, if torch cannot trace the model, and if
+            the graph computes something else
         FileNotFoundError: if the folder is not there
         ImportError: with the remedy, without onnx, onnxscript and onnxruntime
     """
@@ -72,6 +88,9 @@ def export(
     form = form or ENDINGS.get(path.suffix.lower())
     if form not in FORMS:
         raise ValueError(f"{shown(path)} does not end in {' or '.join(ENDINGS)}: say {' or '.join(FORMS)}")
+    check_known("precision", precision, TOLERANCES)
+    if precision == "int8" and form != "onnx":
+        raise ValueError("int8 is for ONNX alone: a program of torch.export takes float32 or bfloat16")
     absent = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
     if form == "onnx" and absent:
         raise ImportError(f"exporting as ONNX needs {', '.join(absent)}: pip install {' '.join(absent)}")
@@ -81,7 +100,9 @@ def export(
 
     def write(draft: Path) -> None:
         with eval_without_gradients(model), quiet():
-            free, program = trace(model, form == "onnx" and model.dynamic_img_size and dynamic_size is not False)
+            traced = InBfloat16(model) if (form, precision) == ("torch-export", "bfloat16") else model
+            leave_free = form == "onnx" and model.dynamic_img_size and dynamic_size is not False
+            free, program = trace(model, leave_free, traced)
             if dynamic_size and not free:
                 raise ValueError(f"torch cannot trace this {type(model).__name__} with free height and width")
             if form == "onnx":
@@ -94,14 +115,13 @@ def export(
                     verbose=False,
                 )
                 graph.save(str(draft))
-                run = onnx_runner(draft)
+                if precision != "float32":
+                    {"bfloat16": store_in_bfloat16, "int8": quantize}[precision](draft)
             else:
                 with draft.open("wb") as file:  # by its name torch would not take a draft for a program
                     torch.export.save(program, file)
-                with draft.open("rb") as file:
-                    run = torch.export.load(file).module()
-            found.append(Exported(free, largest_difference(model, run, free)))
-        if not found[0].difference <= TOLERANCE:
+            found.append(Exported(free, largest_difference(model, runner(draft, form), free)))
+        if not found[0].difference <= TOLERANCES[precision]:
             raise ValueError(
                 f"the graph is {found[0].difference:.1e} of its largest logit off the model: nothing written"
             )
@@ -110,8 +130,24 @@ def export(
     return found[0]
 
 
-def trace(model: Classifier, free_size: bool) -> tuple[bool, torch.export.ExportedProgram]:
+class InBfloat16(nn.Module):
+    """A copy of a model that keeps its weights and computes in bfloat16, with images and logits in float32."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = deepcopy(model).bfloat16()
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.model(image.bfloat16()).float()
+
+
+def trace(
+    model: Classifier, free_size: bool, traced: nn.Module | None = None
+) -> tuple[bool, torch.export.ExportedProgram]:
     """The model as a graph of torch.export with a free number of images, and with free sizes if asked and possible.
+
+    Args:
+        traced: what is traced in place of the model, on the same images
 
     Raises:
         ValueError: if torch cannot trace it, in torch's words
@@ -121,10 +157,10 @@ def trace(model: Classifier, free_size: bool) -> tuple[bool, torch.export.Export
     )  # not at its own size, where the table of positions is taken as it is
     free = {axis: torch.export.Dim.DYNAMIC for axis in ((0, 2, 3) if free_size else (0,))}
     try:
-        return free_size, torch.export.export(model, (images,), dynamic_shapes=(free,))
+        return free_size, torch.export.export(traced or model, (images,), dynamic_shapes=(free,))
     except Exception as error:
         if free_size:
-            return trace(model, False)
+            return trace(model, False, traced)
         raise ValueError(f"torch cannot export this {type(model).__name__}: {str(error)[:300]}") from error
 
 
@@ -154,8 +190,41 @@ def largest_difference(model: nn.Module, run: Callable[[Tensor], Tensor], free_s
     return max(differences)
 
 
-def onnx_runner(path: Path) -> Callable[[Tensor], Tensor]:
-    """A function that runs an ONNX file by onnxruntime."""
+def quantize(path: Path) -> None:
+    """Round the weights of an ONNX file's linear layers to int8, and let a runtime do so with what they multiply."""
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    # unsigned and signed: products of these two may overflow on older processors, those of two unsigned do not
+    quantize_dynamic(path, path, op_types_to_quantize=["MatMul"], per_channel=True, weight_type=QuantType.QUInt8)
+
+
+def store_in_bfloat16(path: Path) -> None:
+    """Keep the matrices and tables of an ONNX file as bfloat16, each with a cast to float32 behind it.
+
+    Runtimes do the casts once, when they read the file, and compute in float32: few of them multiply bfloat16.
+    """
+    import onnx
+    from onnx.numpy_helper import to_array
+
+    content, casts = onnx.load(path), []
+    for weight in content.graph.initializer:
+        if weight.data_type == onnx.TensorProto.FLOAT and len(weight.dims) > 1:
+            rounded = torch.from_numpy(to_array(weight).copy()).bfloat16().float().numpy()
+            upper = np.frombuffer(rounded.astype("<f4").tobytes(), "<u2")[1::2]  # the lower halves are zeros now
+            name, dims = weight.name, list(weight.dims)
+            half = onnx.helper.make_tensor(f"{name}.half", onnx.TensorProto.BFLOAT16, dims, upper.tobytes(), raw=True)
+            weight.CopyFrom(half)
+            casts.append(onnx.helper.make_node("Cast", [half.name], [name], to=onnx.TensorProto.FLOAT))
+    for cast in reversed(casts):
+        content.graph.node.insert(0, cast)
+    onnx.save(content, path)
+
+
+def runner(path: Path, form: str) -> Callable[[Tensor], Tensor]:
+    """A function that runs what was written: ONNX by onnxruntime, a program of torch.export by torch."""
+    if form == "torch-export":
+        with path.open("rb") as file:
+            return torch.export.load(file).module()
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
@@ -164,10 +233,15 @@ def onnx_runner(path: Path) -> Callable[[Tensor], Tensor]:
 
 @contextmanager
 def quiet():
-    """Without the exporter's remarks on its own state, which are many and not for the user."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+    """Without the exporters' remarks on their own state, which are many and not for the user."""
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)
 
 
 # ---- the command line
@@ -204,6 +278,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("path", metavar="PATH", help="the file to write: .onnx or .pt2")
     add_model_options(parser)
     parser.add_argument("--to", choices=FORMS, help="default: what the ending of PATH says")
+    parser.add_argument(
+        "--precision", choices=TOLERANCES, default="float32", help="int8: ONNX alone; default: %(default)s"
+    )
     parser.add_argument("--dynamic-size", action="store_true", help="leave height and width free as well")
     parser.add_argument("--opset", type=int, default=18, help="of ONNX; default: %(default)s")
     try:
@@ -211,7 +288,14 @@ def main(argv: list[str] | None = None) -> int:
         model = build(options)
         model.dynamic_img_size = model.dynamic_img_size or options.dynamic_size
         dynamic_size = options.dynamic_size or None
-        found = export(model, options.path, options.to, dynamic_size=dynamic_size, opset=options.opset)
+        found = export(
+            model,
+            options.path,
+            options.to,
+            precision=options.precision,
+            dynamic_size=dynamic_size,
+            opset=options.opset,
+        )
     except KeyboardInterrupt:
         print("t2t_ref.export: interrupted", file=sys.stderr)
         return 128 + signal.SIGINT
@@ -220,6 +304,7 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     h, w = model.img_size
     size = f"any height and width, made for {h} x {w}" if found.free_size else f"{h} x {w} pixels"
-    print(f"{shown(options.path)}: {type(model).__name__}, any number of images, {size}")
+    precision = "" if options.precision == "float32" else f", {options.precision}"
+    print(f"{shown(options.path)}: {type(model).__name__}{precision}, any number of images, {size}")
     print(f"read back and compared: at most {found.difference:.0e} of the largest logit apart")
     return 0

@@ -1,6 +1,7 @@
 """The measuring itself: what is compared is equal, ratios and spreads are right, memory is the child's own."""
 
 import argparse
+import builtins
 import copy
 import json
 import statistics
@@ -14,9 +15,10 @@ import golden
 import numpy as np
 import pytest
 import torch
+from with_timm import import_timm
 
-from t2t_ref import SoftSplit, T2TViT, bench, count_macs, create_model
-from t2t_ref.bench import commands, plain_forms
+from t2t_ref import SoftSplit, T2TViT, bench, count_macs, count_parameters, create_model
+from t2t_ref.bench import cases, commands, plain_forms
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = golden.TINY | dict(performer_drop_rate=0.0)
@@ -250,6 +252,32 @@ def test_vit_pytorch_is_asked_for_the_same_sizes(monkeypatch):
         image_size=224, num_classes=1000, dim=384, depth=14, heads=6, mlp_dim=1152, dim_head=64,
         t2t_layers=((7, 4), (3, 2), (3, 2)),
     )  # fmt: skip
+
+
+def test_timms_own_models_are_of_the_same_size():
+    import_timm()
+    for name in (*cases.TIMMS, "deit_small_patch16_224", "tnt_s_patch16_224", "pvt_v2_b2"):
+        case = bench.Case(name, device="meta")
+        with torch.device("meta"):
+            theirs = bench.build("timm", case)
+        assert type(theirs).__module__.startswith("timm.models.")
+        assert count_parameters(theirs) == pytest.approx(count_parameters(cases.create_model_on_meta(case)), rel=0.05)
+    import t2t_ref.timm  # noqa: F401  through this door timm has ours as well
+
+    with pytest.raises(ImportError, match="timm is not measured: it has no pvt_small"):
+        bench.build("timm", bench.Case("pvt_small"))
+
+
+@pytest.mark.parametrize("broken", [None, RuntimeError("operator torchvision::nms does not exist")])
+def test_without_timm_the_bench_says_how_to_get_it(broken, monkeypatch):
+    def fail(name, *arguments, import_=builtins.__import__):
+        if name == "timm":
+            raise broken or ImportError("No module named 'timm'")
+        return import_(name, *arguments)
+
+    monkeypatch.setattr(builtins, "__import__", fail)
+    with pytest.raises(ImportError, match="timm is not measured .*: pip install timm"):
+        bench.build("timm", bench.Case("t2t_vit_14"))
 
 
 # the command

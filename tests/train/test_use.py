@@ -120,16 +120,24 @@ def test_mistakes_of_export(weights, tmp_path, capsys, monkeypatch):
         ((tmp_path / "nowhere" / "m.pt2", "--weights", weights), "no folder"),
         ((tmp_path / "m.pt2", "--weights", weights, "--dynamic-size"), "can be left free in ONNX"),
         ((tmp_path / "m", "--weights", weights, "--to", "tflite"), "invalid choice: 'tflite'"),
+        ((tmp_path / "m.onnx", "--weights", weights, "--precision", "int4"), "invalid choice: 'int4'"),
+        (
+            (tmp_path / "m.pt2", "--weights", weights, "--precision", "int8"),
+            "int8 is for ONNX alone: a program of torch.export takes float32 or bfloat16",
+        ),
     ):
         assert match in refused(export.main, capsys, *words)
+    with pytest.raises(ValueError, match="unknown precision 'bf16': did you mean 'bfloat16'"):
+        export.export(tiny(), tmp_path / "m.onnx", precision="bf16")
     monkeypatch.setattr(export.importlib.util, "find_spec", lambda name: None)
-    assert "pip install onnx onnxscript onnxruntime" in refused(
-        export.main, capsys, tmp_path / "m.onnx", "--weights", weights
-    )
+    for more in ((), ("--precision", "int8")):
+        words = (tmp_path / "m.onnx", "--weights", weights, *more)
+        assert "pip install onnx onnxscript onnxruntime" in refused(export.main, capsys, *words)
     assert not list(tmp_path.glob("*.pt2")) and not list(tmp_path.glob("*.partial"))
 
 
-def test_a_graph_that_computes_something_else_is_not_written(tmp_path, monkeypatch):
+@pytest.mark.parametrize("precision, factor", [("float32", 1.001), ("bfloat16", 1.2)])
+def test_a_graph_that_computes_something_else_is_not_written(precision, factor, tmp_path, monkeypatch):
     class Wrong:
         @staticmethod
         def save(program, file):
@@ -141,12 +149,12 @@ def test_a_graph_that_computes_something_else_is_not_written(tmp_path, monkeypat
 
         @staticmethod
         def module():
-            return lambda images: 1.001 * model(images)
+            return lambda images: factor * model(images)
 
     model = ViT(img_size=32, embed_dim=24, depth=1, num_heads=3, num_classes=5)
-    monkeypatch.setattr(export, "trace", lambda model, free: (free, None))
+    monkeypatch.setattr(export, "trace", lambda model, free, traced: (free, None))
     monkeypatch.setattr(torch.export, "save", Wrong.save)
     monkeypatch.setattr(torch.export, "load", Wrong.load)
     with pytest.raises(ValueError, match="of its largest logit off the model: nothing written"):
-        export.export(model, tmp_path / "m.pt2")
+        export.export(model, tmp_path / "m.pt2", precision=precision)
     assert not list(tmp_path.iterdir())
