@@ -119,23 +119,24 @@ def test_answer_and_bars_show_one_state_in_a_long_stroke(page):
 
 def test_a_shift_back_brings_the_drawing_back(page):
     answered(page, lambda: page.click("#live-digits button:nth-child(4)"))
-    drawn, ground = picture(page), 3 * 64 * 64 // 3
-    for button, back in (("right", "left"), ("up", "down")):
-        for _ in range(30):  # the digit leaves the picture
+    drawn, steps = picture(page), 12
+    for button, back in (("right", "left"), ("up", "down")):  # the digit is cut off at the edge
+        for _ in range(steps):
             page.click(f"#live-{button}")
-        page.wait_for_function("document.querySelector('#live-shifted').textContent.includes('30')")
-        gone = picture(page)
-        lines = [[gone[c * ground + i * 64 + j] for i in range(64) for j in range(30)] for c in range(3)]
-        if button == "right":  # what comes in is one colour, with no bars
-            assert all(len(set(line)) == 1 for line in lines)
-        for _ in range(30):
+        page.wait_for_function(f"document.querySelector('#live-shifted').textContent.includes('{steps} {button}')")
+        if button == "right":  # what comes in is one colour for each channel
+            before, now = ([one[i : i + 64] for i in range(0, len(one), 64)] for one in (drawn, picture(page)))
+            assert all(new[steps:] == old[:-steps] for old, new in zip(before, now, strict=True))
+            for channel in (now[:64], now[64:128], now[128:]):
+                assert len({value for row in channel for value in row[:steps]}) == 1
+        for _ in range(steps):
             page.click(f"#live-{back}")
         page.wait_for_function("document.querySelector('#live-shifted').textContent.startsWith('Back in its place.')")
         assert picture(page) == drawn
 
 
 def test_what_a_shift_did_goes_with_the_drawing(page):
-    def shifted() -> str:
+    def shifted():
         answered(page, lambda: page.click("#live-right"))
         assert "Shifted: 1 right. T2T-ViT: its 16 tokens moved by" in says(page, "shifted")
 
