@@ -114,6 +114,7 @@ def take_picture(site: Path) -> None:
         page.wait_for_selector("#live-root[data-answered]")
         page.click("#live-digits button:nth-child(4)")
         page.wait_for_timeout(1500)
+        page.evaluate("document.querySelector('#live-time').hidden = true")  # it is another one each time
         page.locator("#live .live-cards").first.screenshot(path=ROOT / "book" / "figures" / "live.png")
         browser.close()
 

@@ -2,13 +2,14 @@
 /* The page of the live model: what is drawn goes into model.js, and all that comes out is shown. The drawing lives in an
 array of its own and is never read back from the canvas: some browsers answer that with noise. */
 const live = (() => {
-const SIDE = 64, GROUND = 0.2, INK = 0.85, PEN = 3.4, MEAN = 0.4, STD = 0.25, EPSILON = 1e-8;
+const SIDE = 64, ALL = 3 * SIDE, GROUND = 0.2, INK = 0.85, PEN = 3.4, MEAN = 0.4, STD = 0.25, EPSILON = 1e-8;
 const $ = id => document.getElementById(`live-${id}`);
 const folder = document.currentScript.src.replace(/[^/]*$/, '');
 const model = makeModel(), models = {}, waiting = {}, state = {
-  rgb: new Float32Array(3 * SIDE * SIDE).fill(GROUND), pixel: [32, 32], kind: 't2t', result: null, before: null,
-  order: shuffled(16), digits: [], said: 0, shown: 0,
+  drawing: new Float32Array(3 * ALL * ALL).fill(GROUND), shift: [0, 0], rgb: null, pixel: [32, 32], pen: false, inked: false,
+  kind: 't2t', result: null, steps: {}, order: shuffled(16), digits: [], moved: '', said: 0, shown: 0,
 };
+state.rgb = view();
 
 /* ---- scripts that bring weights and digits; classic ones, since file:// refuses everything else */
 
@@ -35,37 +36,44 @@ function shuffled(n) {
   return order;
 }
 
-/* ---- the drawing */
+/* ---- the drawing: three times as wide and high as what the model sees of it, so that a shift loses nothing */
 
-function clear() { state.rgb.fill(GROUND); }
+function place(c, row, column) { return (c * ALL + SIDE + row - state.shift[0]) * ALL + SIDE + column - state.shift[1]; }
+function view() {
+  const area = SIDE * SIDE;
+  return Float32Array.from({length: 3 * area}, (_, i) => state.drawing[place(Math.floor(i / area), Math.floor(i / SIDE) % SIDE, i % SIDE)]);
+}
+function clear() {
+  state.drawing.fill(GROUND);
+  state.shift = [0, 0];
+}
 function stroke(fromX, fromY, toX, toY) {
   const steps = Math.ceil(Math.hypot(toX - fromX, toY - fromY) * 2) + 1;
   for (let step = 0; step <= steps; step++) dot(fromX + (toX - fromX) * step / steps, fromY + (toY - fromY) * step / steps);
 }
 /* a round pen with a soft edge of one pixel */
 function dot(x, y) {
-  for (let row = Math.max(Math.floor(y - PEN - 1), 0); row <= Math.min(y + PEN + 1, SIDE - 1); row++) {
-    for (let column = Math.max(Math.floor(x - PEN - 1), 0); column <= Math.min(x + PEN + 1, SIDE - 1); column++) {
+  const [first, last] = [-SIDE, 2 * SIDE - 1].map(end => state.shift.map(by => by + end));
+  for (let row = Math.max(Math.floor(y - PEN - 1), first[0]); row <= Math.min(y + PEN + 1, last[0]); row++) {
+    for (let column = Math.max(Math.floor(x - PEN - 1), first[1]); column <= Math.min(x + PEN + 1, last[1]); column++) {
       const part = Math.min(Math.max(PEN + 0.5 - Math.hypot(column + 0.5 - x, row + 0.5 - y), 0), 1);
       for (let c = 0; c < 3; c++) {
-        const at = (c * SIDE + row) * SIDE + column;
-        state.rgb[at] = Math.max(state.rgb[at], GROUND + (INK - GROUND) * part);
+        const at = place(c, row, column);
+        state.drawing[at] = Math.max(state.drawing[at], GROUND + (INK - GROUND) * part);
       }
     }
   }
 }
-/* the image moved by whole pixels; what comes in from outside is the edge once more */
-function moved(rgb, down, right) {
-  const inside = i => Math.min(Math.max(i, 0), SIDE - 1);
-  return rgb.map((_, i) => {
-    const c = Math.floor(i / SIDE / SIDE), row = Math.floor(i / SIDE) % SIDE, column = i % SIDE;
-    return rgb[(c * SIDE + inside(row - down)) * SIDE + inside(column - right)];
-  });
-}
-function showDigit(number) {
-  const {pixels} = state.digits[number], area = SIDE * SIDE;
-  state.rgb = Float32Array.from({length: 3 * area}, (_, i) => pixels[3 * (i % area) + Math.floor(i / area)] / 255);
-  changed();
+/* a picture in the place of the drawing; around it its ground, the middle colour of its rim */
+function put(pixels, change = value => value) {
+  state.shift = [0, 0];
+  for (let c = 0; c < 3; c++) {
+    const values = Array.from({length: SIDE * SIDE}, (_, i) => change(pixels[3 * i + c] / 255));
+    const rim = values.filter((_, i) => i < SIDE || i >= SIDE * (SIDE - 1) || i % SIDE % (SIDE - 1) === 0).sort((a, b) => a - b);
+    state.drawing.fill(rim[rim.length >> 1], c * ALL * ALL, (c + 1) * ALL * ALL);
+    values.forEach((value, i) => { state.drawing[place(c, Math.floor(i / SIDE), i % SIDE)] = value; });
+  }
+  drawn();
 }
 /* a file: its middle, in grey, light on dark as the model was trained */
 async function dropped(file) {
@@ -73,12 +81,8 @@ async function dropped(file) {
   let rim = 0;
   for (let i = 0; i < SIDE; i++) for (let c = 0; c < 3; c++) rim += (image.pixels[3 * i + c] + image.pixels[3 * (area - 1 - i) + c]) / 6 / SIDE / 255;
   const dark = rim < 0.5;
-  state.rgb = Float32Array.from({length: 3 * area}, (_, i) => {
-    const value = image.pixels[3 * (i % area) + Math.floor(i / area)] / 255;
-    return dark ? value : 1 - value;
-  });
   say(dark ? '' : 'The picture was dark on light and has been inverted.');
-  changed();
+  put(image.pixels, dark ? undefined : value => 1 - value);
 }
 
 /* ---- running */
@@ -96,16 +100,25 @@ function answer(kind = state.kind, rgb = state.rgb) {
   return model.run(models[kind], normalised(rgb), [SIDE, SIDE], options());
 }
 
+const wanted = () => document.querySelector('#live-root input[name=live-kind]:checked').value;
 let queued = false;
+/* other tokens: what the last shift did to them is no longer true */
+function drawn() {
+  state.moved = '';
+  changed();
+}
 function changed() {
   if (queued) return;
   queued = true;
   requestAnimationFrame(async () => {
     queued = false;
-    const kind = state.kind;
+    const kind = wanted();
+    state.rgb = view();
+    drawPad();
     try { await need(kind); } catch (error) { return say(error.message); }
-    if (kind !== state.kind) return changed();
+    if (kind !== wanted()) return changed();
     const start = performance.now();
+    state.kind = kind;
     state.result = answer();
     draw();
     $('time').textContent = `${Math.max(Math.round(performance.now() - start), 1)} ms from the pixels to this page`;
@@ -114,18 +127,21 @@ function changed() {
 }
 
 /* what one pixel of shift does to the tokens, in both models */
-async function shift(down, right) {
-  const before = state.rgb, after = moved(before, down, right), names = {t2t: 'T2T-ViT', vit: 'ViT'}, lines = [];
-  for (const kind of ['t2t', 'vit']) {
-    await need(kind);
-    const [old, now] = [before, after].map(rgb => answer(kind, rgb).steps.at(-1).tokens);
-    let change = 0, length = 0;
-    old.forEach((value, i) => { change += (now[i] - value) ** 2; length += value ** 2; });
-    lines.push(`${names[kind]}: its 16 tokens moved by ${Math.round(100 * Math.sqrt(change / length))} % of their length`);
-  }
-  state.rgb = after;
-  $('shifted').textContent = lines.join('; ');
+async function shift(...by) {
+  const names = {t2t: 'T2T-ViT', vit: 'ViT'}, kinds = Object.keys(names);
+  for (const kind of kinds) await need(kind);
+  const tokens = () => kinds.map(kind => answer(kind, view()).steps.at(-1).tokens), before = tokens();
+  state.shift = state.shift.map((at, axis) => Math.min(Math.max(at + by[axis], -SIDE), SIDE));
+  state.moved = tokens().map((now, k) => {
+    const length = Math.hypot(...before[k]), change = Math.hypot(...now.map((value, i) => value - before[k][i]));
+    return `${names[kinds[k]]}: its 16 tokens moved by ${Math.round(100 * change / length)} % of their length`;
+  }).join('; ') + '.';
   changed();
+}
+function whereItIs() {
+  const words = [['up', 'down'], ['left', 'right']], [down, right] = state.shift;
+  const parts = [down, right].map((by, axis) => by && `${Math.abs(by)} ${words[axis][by > 0 ? 1 : 0]}`).filter(Boolean);
+  return parts.length ? `Shifted: ${parts.join(', ')}. ` : state.moved && 'Back in its place. ';
 }
 
 /* ---- pictures */
@@ -143,7 +159,10 @@ function paint(canvas, w, h, rgb) {
   canvas.width = w;
   canvas.height = h;
   const data = new ImageData(w, h);
-  for (let i = 0; i < w * h; i++) data.data.set([...rgb(i), 255], 4 * i);
+  for (let i = 0; i < w * h; i++) {
+    const [r, g, b, opaque = 255] = rgb(i);
+    data.data.set([r, g, b, opaque], 4 * i);
+  }
   canvas.getContext('2d').putImageData(data, 0, 0);
 }
 function heat(canvas, w, h, values) {
@@ -152,7 +171,16 @@ function heat(canvas, w, h, values) {
   paint(canvas, w, h, i => colour(high > low ? (values[i] - low) / (high - low) : 0.5));
   return [low, high];
 }
-const pixelColours = i => [0, 1, 2].map(c => 255 * state.rgb[c * SIDE * SIDE + i]);
+const MARK = [213, 94, 0], CLEAR = [0, 0, 0, 0], pixelColours = i => [0, 1, 2].map(c => 255 * state.rgb[c * SIDE * SIDE + i]);
+
+/* the drawing, and a ring where the keys hold the pen */
+function drawPad() {
+  const [row, column] = state.pixel;
+  paint($('pad'), SIDE, SIDE, i => {
+    const far = Math.hypot(i % SIDE - column, Math.floor(i / SIDE) - row);
+    return state.pen && Math.abs(far - PEN - 1) < 0.5 ? MARK : pixelColours(i);
+  });
+}
 
 /* the windows of the first split that hold a pixel: [first, last] row and column of tokens */
 function windows() {
@@ -167,7 +195,7 @@ function draw() {
   const {result} = state, t2t = state.kind === 't2t', names = result.steps.map(step => step.name);
   fillSteps();
   fillHeads();
-  paint($('pad'), SIDE, SIDE, pixelColours);
+  drawPad();
   drawSeen();
   drawAnswer();
   drawTable();
@@ -180,13 +208,17 @@ function draw() {
   const [low, high] = heat($('maps'), step.grid[1], step.grid[0], maps.subarray(channel * n, (channel + 1) * n));
   $('maps-facts').textContent = `${step.name}: ${step.grid[0]} x ${step.grid[1]} places, from ${low.toFixed(2)} (dark) to ${high.toFixed(2)} (bright)`;
   // the T2T layers
+  const off = $('values').checked;
   $('layers').hidden = !t2t;
-  if (t2t) [1, 3].forEach((number, i) => {
+  $('heard').hidden = off;
+  $('unheard').hidden = !off;
+  if (t2t && !off) [1, 3].forEach((number, i) => {
     const {attention, grid} = result.steps[number], places = state.pixel.map((at, axis) => Math.floor(at * grid[axis] / SIDE));
-    heat($(`layer${i + 1}`), grid[1], grid[0], attention.row(places[0] * grid[1] + places[1]));
-    const silent = attention.silent.reduce((a, b) => a + b, 0);
-    $(`silent${i + 1}`).textContent = `${silent} of ${attention.silent.length} tokens have a denominator below 1e-8` +
-      ($('epsilon').checked ? '; with epsilon 0 they are heard all the same' : silent ? ': epsilon silences them' : '');
+    const token = places[0] * grid[1] + places[1], {silent} = attention, count = silent.reduce((a, b) => a + b, 0);
+    heat($(`layer${i + 1}`), grid[1], grid[0], attention.row(token));
+    const shown = `token (${places.join(', ')}) ${silent[token] ? 'among them' : 'is not'}`;
+    $(`silent${i + 1}`).textContent = `${count} of ${silent.length} tokens are silent, ${shown}` +
+      ($('epsilon').checked && count ? '; with epsilon 0 all are heard' : '');
   });
   drawClassToken();
   const table = models[state.kind].weights.pos_embed, d = table.shape[2], rows = table.shape[1];
@@ -197,7 +229,7 @@ function draw() {
 }
 
 function drawSeen() {
-  const scale = 6, canvas = $('seen'), overlay = $('overlay').checked, [block, head] = chosen();
+  const scale = 6, canvas = $('seen');
   paint(canvas, SIDE, SIDE, pixelColours);
   const small = document.createElement('canvas');
   paint(small, SIDE, SIDE, pixelColours);
@@ -205,14 +237,6 @@ function drawSeen() {
   const pen = canvas.getContext('2d');
   pen.imageSmoothingEnabled = false;
   pen.drawImage(small, 0, 0, SIDE * scale, SIDE * scale);
-  if (overlay) {
-    const [rows, cols] = state.result.grid, n = rows * cols + 1, weights = state.result.blocks[block].attention[head].subarray(1, n);
-    const most = Math.max(...weights), cell = SIDE * scale / rows;
-    weights.forEach((weight, i) => {
-      pen.fillStyle = `rgba(230, 159, 0, ${0.75 * weight / most})`;
-      pen.fillRect(i % cols * cell, Math.floor(i / cols) * cell, cell, cell);
-    });
-  }
   const {kernel, stride, padding, ranges: [[top, bottom], [left, right]]} = windows();
   pen.strokeStyle = '#D55E00';
   for (let row = top; row <= bottom; row++) for (let column = left; column <= right; column++) {
@@ -233,15 +257,27 @@ function drawAnswer() {
     cells[1].firstChild.style.width = `${100 * share}%`;
     cells[2].textContent = `${(100 * share).toFixed(1)} %`;
   });
-  const text = `${state.kind === 't2t' ? 'T2T-ViT' : 'ViT'} reads a ${order[0]}, ${(100 * shares[order[0]]).toFixed(0)} % sure; next, ${order[1]}.`;
+  const {rgb} = state, area = SIDE * SIDE, empty = rgb.every((value, i) => value === rgb[i - i % area]);
+  const name = state.kind === 't2t' ? 'T2T-ViT' : 'ViT', most = `${(100 * shares[order[0]]).toFixed(0)} %`;
+  const text = empty ? `Nothing is drawn. ${name} can only name a digit: ${order[0]}, ${most}.` :
+    `${name} reads a ${order[0]}, ${most} sure; next, ${order[1]}.`;
+  $('answer').textContent = text;
   clearTimeout(state.said);  // a screen reader hears the digit after a pause, not at every move
-  state.said = setTimeout(() => { if ($('answer').textContent !== text) $('answer').textContent = text; }, 400);
+  state.said = setTimeout(() => { if ($('said').textContent !== text) $('said').textContent = text; }, 400);
+  const where = whereItIs() + state.moved;
+  if ($('shifted').textContent !== where) $('shifted').textContent = where;
 }
 
 function drawTable() {
   const rows = state.result.steps.map(({name, tokens, grid}) => [name, `${grid[0]} x ${grid[1]}`, grid[0] * grid[1], tokens.length / grid[0] / grid[1]]);
-  const d = models[state.kind].arguments.embed_dim, depth = models[state.kind].arguments.depth;
+  const {embed_dim: d, depth, token_dim: e, patch_size: patch} = models[state.kind].arguments;
   rows.push([`class token, positions, ${depth} blocks`, '', state.result.grid[0] * state.result.grid[1] + 1, d]);
+  $('splits').textContent = state.kind === 't2t' ?
+    `A token gets wider where a split packs the values of a whole window into it: 7 x 7 x 3 = 147, then 3 x 3 x ${e} = ${9 * e}. ` +
+    `Each T2T layer squeezes it back to ${e}, so that the width stays in hand; in the end it gets the ${d} of the blocks. ` +
+    'Fewer tokens come from the stride, the step from window to window: 4, then 2, then 2.' :
+    `One hard split: windows of ${patch} x ${patch} pixels, side by side. Each packs its ${patch} x ${patch} x 3 = ` +
+    `${3 * patch * patch} values into a token, of which a linear layer makes the ${d} of the blocks.`;
   $('stages').replaceChildren(...rows.map(texts => {
     const row = document.createElement('tr');
     row.append(...texts.map(text => Object.assign(document.createElement('td'), {textContent: text})));
@@ -251,10 +287,10 @@ function drawTable() {
 
 /* the steps and heads that can be chosen are those of the model */
 function fillSteps() {
-  const steps = state.result.steps.map(step => step.name), had = $('step').value;
+  const steps = state.result.steps.map(step => step.name);
   if ($('step').options.length !== steps.length) {
     $('step').replaceChildren(...steps.map(name => new Option(name)));
-    $('step').value = steps.includes(had) ? had : steps.find(name => name.startsWith('T2T')) ?? steps.at(-1);
+    $('step').value = state.steps[state.kind] ?? steps.find(name => name.startsWith('T2T')) ?? steps.at(-1);
   }
 }
 const chosen = () => $('looked').value.split(',').map(Number);
@@ -266,24 +302,38 @@ function fillHeads() {
     $('looked').replaceChildren(...choices.map(([text, value]) => new Option(text, value)));
     $('looked').value = last;
     $('head').replaceChildren(new Option('none', ''), ...choices.map(([text, value]) => new Option(text, value)));
+    const labels = [['rows', 'block', pairs.at(-1)[0]], ['columns', 'head', pairs.at(-1)[1]]];
+    for (const [id, word, last] of labels) $(id).replaceChildren(...Array.from({length: last + 1}, (_, i) => {
+      return Object.assign(document.createElement('span'), {textContent: `${word} ${i + 1}`});
+    }));
   }
 }
-/* one picture of all heads: blocks downwards, heads side by side */
+/* one picture of all heads: blocks downwards, heads side by side, a frame around the chosen one, none of the one that is off */
 function drawClassToken() {
-  const {blocks, grid: [rows, cols]} = state.result, heads = blocks[0].attention.length, scale = 8;
-  const wide = cols * scale + 3, high = rows * scale + 3, n = rows * cols + 1;
+  const {blocks, grid: [rows, cols]} = state.result, heads = blocks[0].attention.length, scale = 8, gap = 3;
+  const wide = cols * scale + gap, high = rows * scale + gap, n = rows * cols + 1, w = heads * wide + gap;
   const most = blocks.map(({attention}) => attention.map(weights => Math.max(...weights.subarray(1, n))));
-  const [block, head] = chosen();
-  const w = heads * wide - 3;
-  paint($('attention'), w, blocks.length * high - 3, i => {
-    const x = i % w, y = Math.floor(i / w), head = Math.floor(x / wide), block = Math.floor(y / high);
-    const place = [y % high, x % wide].map(along => Math.floor(along / scale));
-    if (place[0] >= rows || place[1] >= cols) return [255, 255, 255];
-    return colour(blocks[block].attention[head][1 + place[0] * cols + place[1]] / most[block][head]);
+  const [block, head] = chosen(), {headOff} = options(), off = (b, h) => headOff?.block === b && headOff.head === h;
+  paint($('attention'), w, blocks.length * high + gap, i => {
+    const x = i % w, y = Math.floor(i / w), h = Math.floor(x / wide), b = Math.floor(y / high);
+    const [row, column] = [y % high, x % wide].map(along => Math.floor((along - gap) / scale));
+    if (row >= 0 && column >= 0) return off(b, h) ? CLEAR : colour(blocks[b].attention[h][1 + row * cols + column] / most[b][h]);
+    const framed = x >= head * wide && x < (head + 1) * wide + gap && y >= block * high && y < (block + 1) * high + gap;
+    return framed ? MARK : CLEAR;
   });
-  const weights = [...blocks[block].attention[head].subarray(0, n)], top = weights.indexOf(Math.max(...weights.slice(1)), 1) - 1;
-  $('attention-facts').textContent = `Block ${block + 1}, head ${head + 1}: ${(100 * weights[0]).toFixed(0)} % stays with the class token itself; ` +
-    `most of the rest goes to row ${Math.floor(top / cols) + 1}, column ${top % cols + 1} of the ${rows} x ${cols} tokens.`;
+  const weights = blocks[block].attention[head].subarray(0, n), top = weights.indexOf(Math.max(...weights.subarray(1)), 1) - 1;
+  $('attention-facts').textContent = `Block ${block + 1}, head ${head + 1}` + (off(block, head) ?
+    ' is switched off: it mixes nothing, so there is nothing to draw.' :
+    `: ${(100 * weights[0]).toFixed(0)} % stays with the class token itself; ` +
+    `the largest part of the rest goes to token (${Math.floor(top / cols)}, ${top % cols}).`);
+  $('over').hidden = off(block, head);
+  paint($('over'), SIDE, SIDE, i => {
+    const token = Math.floor(Math.floor(i / SIDE) * rows / SIDE) * cols + Math.floor(i % SIDE * cols / SIDE);
+    const part = 0.75 * weights[1 + token] / most[block][head];
+    return pixelColours(i).map((value, c) => value + ([230, 159, 0][c] - value) * part);
+  });
+  const splits = state.kind === 't2t' ? 'three soft splits leave' : 'one hard split leaves';
+  $('remain').textContent = `${rows} x ${cols} tokens are all that ${splits} of ${SIDE} x ${SIDE} pixels.`;
 }
 
 /* ---- the reader's own model, in a worker where the browser allows one */
@@ -350,19 +400,25 @@ function at(event, canvas) {
 }
 function point(x, y) {
   state.pixel = [y, x].map(value => Math.min(Math.max(Math.floor(value), 0), SIDE - 1));
-  if (state.result) draw();
+  state.result ? draw() : drawPad();
 }
-function arrows(event, move) {
+/* an arrow key moves the pixel, which is also the pen */
+function arrows(event) {
   const step = {ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1]}[event.key];
   if (!step) return false;
   event.preventDefault();
   const far = event.shiftKey ? 8 : 1;
-  move(step[0] * far, step[1] * far);
+  point(state.pixel[1] + step[1] * far, state.pixel[0] + step[0] * far);
   return true;
 }
 
 function begin() {
   document.documentElement.classList.add('live-runs');
+  const skip = document.getElementById('pst-skip-link'), toDrawing = skip?.cloneNode(true);
+  if (skip) {
+    Object.assign(toDrawing.querySelector('a'), {href: '#live-pad', textContent: 'Skip to the drawing'});
+    skip.after(Object.assign(toDrawing, {id: 'live-skip'}));
+  }
   $('root').hidden = false;
   $('bars').replaceChildren(...Array.from({length: 10}, (_, digit) => {
     const row = document.createElement('tr'), head = Object.assign(document.createElement('th'), {textContent: digit, scope: 'row'});
@@ -376,43 +432,57 @@ function begin() {
   let last = null;
   pad.addEventListener('pointerdown', event => {
     pad.setPointerCapture(event.pointerId);
+    state.pen = false;
     last = at(event, pad);
     dot(...last);
     point(...last);
-    changed();
+    drawn();
   });
   pad.addEventListener('pointermove', event => {
     const here = at(event, pad);
-    if (last) { stroke(...last, ...here); last = here; changed(); }
+    if (last) { stroke(...last, ...here); last = here; drawn(); }
     point(...here);
   });
   for (const name of ['pointerup', 'pointercancel']) pad.addEventListener(name, () => { last = null; });
   pad.addEventListener('keydown', event => {
-    if (arrows(event, (down, right) => point(state.pixel[1] + right, state.pixel[0] + down))) return;
-    if (event.key === ' ' || event.key === 'Enter') { event.preventDefault(); dot(state.pixel[1] + 0.5, state.pixel[0] + 0.5); changed(); }
+    const [row, column] = state.pixel, ink = event.key === ' ' || event.key === 'Enter';
+    state.pen = true;
+    if (ink) event.preventDefault();
+    if (arrows(event) ? !state.inked : !ink || event.repeat) return;
+    state.inked ||= event.key === ' ';
+    stroke(column + 0.5, row + 0.5, state.pixel[1] + 0.5, state.pixel[0] + 0.5);
+    drawn();
+  });
+  pad.addEventListener('keyup', event => { state.inked &&= event.key !== ' '; });
+  for (const name of ['focus', 'blur']) pad.addEventListener(name, () => {
+    state.pen = pad.matches(':focus-visible');
+    state.inked = false;
+    drawPad();
   });
   const seen = $('seen');
   seen.addEventListener('pointermove', event => point(...at(event, seen)));
   seen.addEventListener('pointerdown', event => point(...at(event, seen)));
-  seen.addEventListener('keydown', event => arrows(event, (down, right) => point(state.pixel[1] + right, state.pixel[0] + down)));
+  seen.addEventListener('keydown', arrows);
   $('attention').addEventListener('click', event => {
     const {blocks} = state.result, box = $('attention').getBoundingClientRect();
-    const block = Math.floor((event.clientY - box.top) / box.height * blocks.length);
-    $('looked').value = `${block},${Math.floor((event.clientX - box.left) / box.width * blocks[0].attention.length)}`;
+    const which = (part, count) => Math.min(Math.max(Math.floor(part * count), 0), count - 1);
+    const block = which((event.clientY - box.top) / box.height, blocks.length);
+    $('looked').value = `${block},${which((event.clientX - box.left) / box.width, blocks[0].attention.length)}`;
     draw();
   });
-  $('clear').addEventListener('click', () => { clear(); changed(); });
-  $('invert').addEventListener('click', () => { state.rgb = state.rgb.map(value => 1 - value); changed(); });
+  $('clear').addEventListener('click', () => { clear(); drawn(); });
+  $('invert').addEventListener('click', () => { state.drawing = state.drawing.map(value => 1 - value); drawn(); });
   document.querySelectorAll('#live-digits button').forEach((button, digit) => button.addEventListener('click', async () => {
-    try { await need('digits'); showDigit(digit); } catch (error) { say(error.message); }
+    try { await need('digits'); put(state.digits[digit].pixels); } catch (error) { say(error.message); }
   }));
   document.querySelectorAll('#live-root input[name=live-kind]').forEach(input => input.addEventListener('change', () => {
-    state.kind = input.value;
-    for (const id of ['epsilon', 'values']) $(id).disabled = state.kind === 'vit';
+    for (const id of ['epsilon', 'values']) $(id).disabled = input.value === 'vit';
     changed();
   }));
-  for (const id of ['epsilon', 'values', 'shuffle', 'head']) $(id).addEventListener('change', changed);
-  for (const id of ['step', 'channel', 'looked', 'overlay']) $(id).addEventListener('input', () => state.result && draw());
+  for (const id of ['epsilon', 'values']) $(id).addEventListener('change', drawn);
+  for (const id of ['shuffle', 'head']) $(id).addEventListener('change', changed);
+  $('step').addEventListener('input', () => { state.steps[state.kind] = $('step').value; });
+  for (const id of ['step', 'channel', 'looked']) $(id).addEventListener('input', () => state.result && draw());
   for (const [id, down, right] of [['up', -1, 0], ['down', 1, 0], ['left', 0, -1], ['right', 0, 1]]) {
     $(id).addEventListener('click', () => shift(down, right).catch(error => say(error.message)));
   }
@@ -426,7 +496,8 @@ function begin() {
   $('own-picture').addEventListener('change', event => { own.picture = event.target.files[0]; runOwn(); });
   stroke(18, 14, 44, 14);  // a 7, so that there is something to see
   stroke(44, 14, 28, 50);
-  paint(pad, SIDE, SIDE, pixelColours);
+  state.rgb = view();
+  drawPad();
   // the weights come when somebody is about to look, so that the page itself is there at once
   const watcher = new IntersectionObserver(entries => {
     if (entries.some(entry => entry.isIntersecting)) { watcher.disconnect(); changed(); }
