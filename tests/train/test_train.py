@@ -190,6 +190,23 @@ def test_accumulated_batches_are_one_large_batch():
     assert [line["loss"] for line in one.steps] == pytest.approx([line["loss"] for line in three.steps], rel=1e-4)
 
 
+@pytest.mark.parametrize("before", [False, True])
+def test_denormal_numbers_count_as_0_while_it_trains_and_no_longer(before):
+    if not torch.set_flush_denormal(before):
+        pytest.skip("this processor cannot")
+
+    def is_flushed():
+        return not (torch.tensor([1e-30]) * 1e-10).any().item()
+
+    seen = []
+    try:
+        trained(after_update=lambda model, update: seen.append(is_flushed()))
+        after = is_flushed()
+    finally:
+        torch.set_flush_denormal(False)
+    assert seen and all(seen) and after == before
+
+
 def test_it_learns_and_leaves_the_generators_alone():
     torch.manual_seed(0)
     before = torch.get_rng_state()
