@@ -25,9 +25,9 @@ from timm.utils import CheckpointSaver, ModelEmaV3, accuracy, dispatch_clip_grad
 import t2t_ref.timm  # noqa: E402
 
 SMALL = {  # one of each way to make tokens, a ViT, a pyramid; what the scripts take as --model-kwargs
-    "t2t_vit_7": dict(embed_dim=24, depth=2, num_heads=3, token_dim=8),
-    "t2t_vit_t_14": dict(embed_dim=24, depth=2, num_heads=3, token_dim=8),
-    "vit_small_patch16": dict(embed_dim=24, depth=2, num_heads=3),
+    "t2t_vit_7": dict(embed_dim=24, depth=2, token_dim=8),
+    "t2t_vit_t_14": dict(embed_dim=24, depth=2, token_dim=8),
+    "vit_small_patch16": dict(embed_dim=24, depth=2),
     "pvt_tiny": dict(embed_dims=(8, 8, 16, 16), num_heads=(1, 1, 2, 2), depths=(1, 1, 1, 1)),
 }
 every_model = pytest.mark.parametrize("name", SMALL)
@@ -132,7 +132,6 @@ def test_what_the_scripts_read_off_a_model(name):
     config = resolve_data_config({"img_size": 32}, model=model, use_test_size=True)
     assert config["input_size"] == (3, 32, 32) and config["mean"] == model.pretrained_cfg["mean"]
     grey = create(name, in_chans=1, num_classes=2)
-    assert resolve_data_config({"in_chans": 1}, model=grey)["input_size"][0] == 1
     assert grey(torch.zeros(2, 1, 32, 32)).shape == (2, 2)
 
 
