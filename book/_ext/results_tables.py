@@ -216,10 +216,12 @@ def bench_start(result: dict, pairs: list[str]) -> Found:
 
 def what_it_sees(result: dict) -> Found:
     names = {"t2t": "T2T-ViT", "vit": "ViT", "resnet": "ResNet"}
-    models = [dict(name=names[kind], samples=arm["values"]["samples"], **arm) for kind, arm in result["arms"].items()]
+    models = [dict(name=names[kind], **arm) for kind, arm in result["arms"].items()]
     about = [
         result["device"],
         *ran_with(result),
+        f"{result['training']['samples']:,} training images each",
+        f"learning rate: the best of {plain(result['training']['rates'])} for each model",
         minutes(sum(run["seconds"] for model in models for run in model["runs"])),
     ]
 
@@ -231,11 +233,11 @@ def what_it_sees(result: dict) -> Found:
             m["name"],
             interval(*mean_interval([run["accuracy"] for run in m["runs"]])),
             f"{m['parameters']:,}",
-            f"{m['samples']:,}",
+            m["rate"],
         )
         for m in models
     ]
-    lines = table(["model", "accuracy, %", "parameters", "training images"], rows)
+    lines = table(["model", "accuracy, %", "parameters", "rate"], rows)
     seen = [(model, when, [run[when] for run in model["runs"]]) for model in models for when in ("before", "after")]
     lines += ["", "Channels that are dead, blind or saturated: one number for each seed."]
     lines += table(

@@ -8,9 +8,7 @@ from t2t_ref.experiments.arms import (
     Experiment,
     build_model,
     performers,
-    random_directions,
     recipe_of,
-    redraw_directions,
 )
 from t2t_ref.experiments.intervals import accuracies, mean_interval, paired_interval, summary
 from t2t_ref.experiments.runs import held_out, normalise, run, run_experiment, train_arm
@@ -32,9 +30,7 @@ __all__ = [
     "normalise",
     "paired_interval",
     "performers",
-    "random_directions",
     "recipe_of",
-    "redraw_directions",
     "run",
     "run_experiment",
     "summary",

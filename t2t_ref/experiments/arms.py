@@ -10,15 +10,17 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
-from jaxtyping import Float
-from torch import Tensor, nn
+from einops import rearrange
+from torch import nn
 
 from t2t_ref.arguments import check_known
 from t2t_ref.create import create_model
+from t2t_ref.data.digits import ScatteredDigits
 from t2t_ref.data.sources import TEST_SAMPLES
 from t2t_ref.experiments.resnet import ResNet
+from t2t_ref.inspection import eval_without_gradients, tap
 from t2t_ref.models.position import sinusoid_table
-from t2t_ref.models.token_performer import TokenPerformer
+from t2t_ref.models.token_performer import TokenPerformer, log_features
 from t2t_ref.train import Recipe, find_recipe
 
 MEAN, STD = 0.4, 0.25  # of the pixels of scattered digits, roughly
@@ -36,6 +38,7 @@ def scattered(contrast: float, **changes) -> Recipe:
     return find_recipe("scattered-digits", same | changes)
 
 
+LONG = scattered(DATA["contrast"], epochs=8, epoch_samples=5000, batch_size=50)  # 40,000 images
 SHORT = scattered(DATA["contrast"], epochs=8, epoch_samples=1500, batch_size=50)  # 12,000 images
 CENTRED = find_recipe("digits", dict(epochs=10, smoothing=0.0, test_split="val"))  # 1,184 images, ten times
 
@@ -49,18 +52,19 @@ class Experiment:
         all tried with every search seed. Then each of seeds trains the arm, or each of the arm's own ``seeds``. tested
         is the number of test digits. watch(model, update) may return numbers to be kept, look(model) describes a model
         before and after training, keep(label, model, recipe, run, folder) stores what the first seed has trained; about
-        is what the file says of such numbers
+        is what the file says of such numbers; cpu keeps off any GPU
     """
 
     arms: dict[str, dict]
-    recipe: Recipe = SHORT
-    rates: tuple[float, ...] = (5e-4, 1e-3, 2e-3)
-    search_seeds: tuple[int, ...] = (100,)
+    recipe: Recipe = LONG
+    rates: tuple[float, ...] = (5e-4, 1e-3)
+    search_seeds: tuple[int, ...] = (100, 101)
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     tested: int = TEST_SAMPLES
     watch: Callable[[nn.Module, int], dict | None] | None = None
     look: Callable[[nn.Module], dict] | None = None
     keep: Callable[[str, nn.Module, Recipe, dict, Path], object] | None = None
+    cpu: bool = True
     about: dict = field(default_factory=dict)
 
 
@@ -73,6 +77,7 @@ DEEP, WIDE = dict(embed_dim=64, num_heads=2), dict(embed_dim=132, num_heads=4, d
 SLIM = dict(embed_dim=80)  # about the parameters of a ghost model, without ghosts
 
 # by name, so that the recipe of a run says which model it trains
+CLASSES = {"cifar10": 10, "cifar100": 100}  # the digits have 10
 MODELS = {
     "t2t": "t2t_vit_7",
     "t2t ghost": "t2t_vit_16_ghost",
@@ -81,24 +86,24 @@ MODELS = {
     "vit ghost": "vit_small_patch16_ghost",
     "resnet": "resnet",  # of this folder
 }
-ARM_OPTIONS = ("kind", "position", "features", "redraw", "distinct", "samples", "seeds")
+ARM_OPTIONS = ("kind", "position", "token_attention", "distinct", "samples", "seeds")
 VIT_ARM = dict(kind="vit", qkv_bias=False, **BACKBONE)
 PERFORMER = dict(kind="t2t", tokens_type="performer", **T2T)
-TOKENISERS = {
-    "hard split": VIT_ARM,
-    "three convolutions": dict(kind="t2t", tokens_type="convolution", **T2T),
-    "T2T, performer": PERFORMER,
-    "T2T, transformer": dict(kind="t2t", tokens_type="transformer", **T2T),
-}
+VIT_SINUSOID = VIT_ARM | dict(position="sinusoid")
+CONVOLUTIONS = dict(kind="t2t", tokens_type="convolution", **T2T)
 CENTRED_SIZES = dict(depth=6, num_heads=3)
 
 ABLATIONS: dict[str, dict[str, dict]] = {
-    "tokenisers": TOKENISERS,
-    # over three times the budget: what is left of the first order once every arm has got going
-    # and whether it was the tokens or the table, since T2T comes with a sinusoid and ViT with a learned table
-    "tokenisers_long": {
-        **{label: arm | dict(samples=40_000) for label, arm in TOKENISERS.items()},
-        "hard split, sinusoid": VIT_ARM | dict(position="sinusoid", samples=40_000),
+    # what each ingredient adds. T2T comes with a sinusoid and ViT with a learned table, so that the table is an arm of
+    # its own; and the attention of the T2T layers as released, without epsilon, exact, and not there at all
+    "tokenisers": {
+        "hard split": VIT_ARM,
+        "hard split, sinusoid": VIT_SINUSOID,
+        "three convolutions": CONVOLUTIONS,
+        "T2T, performer": PERFORMER,
+        "T2T, epsilon 0": PERFORMER | dict(performer_epsilon=0.0),
+        "T2T, transformer": PERFORMER | dict(tokens_type="transformer"),
+        "T2T, values alone": PERFORMER | dict(token_attention=False),
     },
     "deep_narrow": {
         "T2T, deep": PERFORMER | DEEP | dict(depth=9),
@@ -110,17 +115,9 @@ ABLATIONS: dict[str, dict[str, dict]] = {
         "T2T, sinusoid": PERFORMER,
         "T2T, learned": PERFORMER | dict(position="learned"),
         "T2T, none": PERFORMER | dict(position="none"),
-        "hard split, sinusoid": VIT_ARM | dict(position="sinusoid"),
+        "hard split, sinusoid": VIT_SINUSOID,
         "hard split, learned": VIT_ARM,
         "hard split, none": VIT_ARM | dict(position="none"),
-    },
-    "performer": {
-        "epsilon 1e-8": PERFORMER,
-        "epsilon 0": PERFORMER | dict(performer_epsilon=0.0),
-        "m = 8": PERFORMER | dict(features=8),
-        "m = 32": PERFORMER | dict(features=32),
-        "m = 64": PERFORMER | dict(features=64),
-        "redrawn": PERFORMER | dict(redraw=True),
     },
     "sample_efficiency": {
         **{f"T2T, {n} images": PERFORMER | dict(distinct=n) for n in (1000, 2000, 4000)},
@@ -140,20 +137,10 @@ ABLATIONS: dict[str, dict[str, dict]] = {
     },
 }
 
-EXPERIMENTS = {name: Experiment(arms) for name, arms in ABLATIONS.items()} | {
-    "digits": Experiment(
-        {"hard split": VIT_ARM | CENTRED_SIZES, "T2T, performer": PERFORMER | CENTRED_SIZES},
-        CENTRED,
-        rates=(1e-3, 2e-3, 4e-3),
-        tested=400,  # all there are
-    )
-}
-
-
 # models
 
 
-def recipe_of(values: dict, lr: float, seed: int, recipe: Recipe = SHORT, **changes) -> Recipe:
+def recipe_of(values: dict, lr: float, seed: int, recipe: Recipe = LONG, **changes) -> Recipe:
     """The recipe of one run of an arm.
 
     Raises:
@@ -179,9 +166,9 @@ def build_model(values: dict, num_classes: int = 10, img_size: int = DATA["size"
         return ResNet(num_classes=num_classes, **options)
     model = create_model(MODELS[values["kind"]], num_classes=num_classes, img_size=img_size, **options)
     set_position(model, values.get("position"))
-    if "features" in values:
-        for layer in performers(model):
-            layer.w = random_directions(values["features"], layer.w.shape[1])
+    if values.get("token_attention") is False:
+        for layer in performers(model):  # values + proj(...) becomes values + a bias, and stays so
+            nn.init.zeros_(layer.proj.weight).requires_grad_(False)
     return model
 
 
@@ -203,18 +190,51 @@ def performers(model: nn.Module) -> list[TokenPerformer]:
     return [module for module in model.modules() if isinstance(module, TokenPerformer)]
 
 
-def random_directions(m: int, dim: int) -> Float[Tensor, "m d"]:
-    """m rows of norm sqrt(m), as the authors draw them: orthogonal, in blocks of at most ``dim`` rows.
+WATCHED_DIGITS, WATCH_EVERY = 32, 10
 
-    Shapes:
-        return: ``m d``, d = dim
+
+@torch.no_grad()
+def silence(model: nn.Module, update: int) -> dict | None:
+    """For each performer, the share of tokens whose denominator lies below the released epsilon, on validation digits.
+
+    Units:
+        shares from 0 to 1; every tenth update, and none for a model without a performer
     """
-    blocks = [nn.init.orthogonal_(torch.empty(min(dim, m - start), dim)) for start in range(0, m, dim)]
-    return torch.cat(blocks) * math.sqrt(m)
+    if update % WATCH_EVERY or not performers(model):
+        return None
+    digits, _ = ScatteredDigits("val", seed=0, **DATA).draw(range(WATCHED_DIGITS))
+    names = [name for name, module in model.named_modules() if isinstance(module, TokenPerformer)]
+    with eval_without_gradients(model), tap(model, [f"{name}.norm1" for name in names]) as seen:
+        model((digits - MEAN) / STD)
+        shares = []
+        for name in names:
+            layer = model.get_submodule(name)
+            keys, queries, _ = rearrange(layer.kqv(seen[f"{name}.norm1"]), "b n (three e) -> three b n e", three=3)
+            totals = log_features(keys, layer.w).logsumexp(dim=1, keepdim=True)
+            log_denominators = (log_features(queries, layer.w) + totals).logsumexp(dim=-1) - math.log(len(layer.w))
+            shares.append(round((log_denominators < math.log(1e-8)).double().mean().item(), 4))
+    return dict(silent=shares)
 
 
-def redraw_directions(model: nn.Module) -> None:
-    """Fresh random directions for every performer, in place."""
-    with torch.no_grad():
-        for layer in performers(model):
-            layer.w.copy_(random_directions(*layer.w.shape))
+EXPERIMENTS = {name: Experiment(arms) for name, arms in ABLATIONS.items()} | {
+    # shorter, and with one run for each of three rates
+    **{
+        name: Experiment(ABLATIONS[name], SHORT, (5e-4, 1e-3, 2e-3), (100,))
+        for name in ("deep_narrow", "positions", "sample_efficiency", "cnn_designs")
+    },
+    "tokenisers": Experiment(ABLATIONS["tokenisers"], watch=silence),
+    # two arms of it with twice the seeds: one late start in five is too many for a verdict
+    "attention": Experiment(
+        {label: ABLATIONS["tokenisers"][label] for label in ("T2T, performer", "T2T, values alone")},
+        seeds=tuple(range(10)),
+    ),
+    "digits": Experiment(
+        {
+            label: ABLATIONS["tokenisers"][label] | CENTRED_SIZES
+            for label in ("hard split", "hard split, sinusoid", "three convolutions", "T2T, performer")
+        },
+        CENTRED,
+        rates=(1e-3, 2e-3, 4e-3),
+        tested=400,  # all there are
+    ),
+}

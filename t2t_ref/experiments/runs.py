@@ -23,19 +23,20 @@ from statistics import fmean
 import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
-from torch.utils.data import Dataset, TensorDataset
+from torch.utils.data import Dataset, Subset, TensorDataset
 
 import t2t_ref
 from t2t_ref import train
 from t2t_ref.data.digits import SPLITS, ScatteredDigits
 from t2t_ref.data.sources import TEST_SAMPLES, Data, open_data
-from t2t_ref.experiments.arms import SHORT, Experiment, build_model, recipe_of, redraw_directions
+from t2t_ref.experiments.arms import CLASSES, LONG, Experiment, build_model, recipe_of
 from t2t_ref.inspection import count_macs, count_parameters
 from t2t_ref.train.evaluate import evaluate
 from t2t_ref.train.recipes import Recipe
 from t2t_ref.train.sampling import generators_kept
 
 CHUNK = 250  # images that are drawn together
+HELD_BACK = 10  # one in so many of CIFAR's training images chooses the rate
 WATCHED = 500  # validation digits that are looked at after each epoch
 
 # data
@@ -85,7 +86,7 @@ def chunk(split: str, seed: int, number: int, size: int, options: tuple) -> tupl
 
 
 def first_digits(
-    split: str, seed: int, samples: int, recipe: Recipe = SHORT
+    split: str, seed: int, samples: int, recipe: Recipe = LONG
 ) -> tuple[UInt8[Tensor, "n c h w"], Int[Tensor, "n"]]:
     """The first scattered digits of a seed, in bytes, and their labels.
 
@@ -98,7 +99,7 @@ def first_digits(
     return images, labels
 
 
-def held_out(split: str, samples: int = TEST_SAMPLES, recipe: Recipe = SHORT) -> Dataset:
+def held_out(split: str, samples: int = TEST_SAMPLES, recipe: Recipe = LONG) -> Dataset:
     """Validation or test images and their labels, the same for every arm and seed.
 
     Units:
@@ -116,6 +117,8 @@ def open_stream(recipe: Recipe, distinct: int | None = None, watched: int = WATC
     """The data of a run: its stream of images, and validation digits to look at after each epoch."""
     if recipe.data == "digits":
         return open_data(recipe)
+    if from_files(recipe):
+        return open_files(recipe, distinct)
     samples = recipe.epochs * recipe.epoch_samples
     order = list(range(samples))
     if distinct is not None:
@@ -127,8 +130,24 @@ def open_stream(recipe: Recipe, distinct: int | None = None, watched: int = WATC
     return Data(Stream(images, labels, order, recipe.epoch_samples), test, 10, tuple("0123456789"))
 
 
+def from_files(recipe: Recipe) -> bool:
+    """Whether the images are CIFAR's."""
+    return recipe.data.partition(":")[0] in CLASSES
+
+
+def open_files(recipe: Recipe, distinct: int | None = None) -> Data:
+    """CIFAR without the last tenth of its training images, which are "val". With ``distinct``, an epoch shows the first
+    ones again and again.
+    """
+    data = open_data(recipe)
+    kept = len(data.train) - len(data.train) // HELD_BACK
+    held_back = Subset(data.train, range(kept, len(data.train)))
+    train = Subset(data.train, [number % (distinct or kept) for number in range(kept)])
+    return replace(data, train=train, test=data.test if recipe.test_split == "test" else held_back)
+
+
 def normalise(
-    images: UInt8[Tensor, "b c h w"] | Float[Tensor, "b c h w"], recipe: Recipe = SHORT
+    images: UInt8[Tensor, "b c h w"] | Float[Tensor, "b c h w"], recipe: Recipe = LONG
 ) -> Float[Tensor, "b c h w"]:
     """Images as a model of this recipe takes them: of about mean 0 and deviation 1.
 
@@ -155,32 +174,26 @@ def train_arm(
     model: nn.Module | None = None,
     watch: Callable[[nn.Module, int], object] | None = None,
     watched: int = WATCHED,
+    cpu: bool = True,
 ) -> "train.Result":
-    """Train one arm by its recipe, on the processor. ``watch(model, update)`` looks after each update.
+    """Train one arm by its recipe. ``watch(model, update)`` looks after each update.
 
     Args:
         model: what is trained, in place; None builds it from the recipe's seed
         watched: the number of validation digits that are looked at after each epoch; the recipe's evaluate_every=0
             looks at none
+        cpu: True keeps off any GPU
     """
-    updates = images_seen(recipe) // recipe.batch_size
-
-    def after_update(model: nn.Module, update: int) -> None:
-        if watch:
-            watch(model, update)
-        if values.get("redraw") and update < updates:
-            redraw_directions(model)
-
     data = open_stream(recipe, values.get("distinct"), watched)
     model = seeded_model(values, recipe) if model is None else model
-    return train.fit(recipe, data=data, model=model, cpu=True, after_update=after_update)
+    return train.fit(recipe, data=data, model=model, cpu=cpu, after_update=watch)
 
 
 def seeded_model(values: dict, recipe: Recipe) -> nn.Module:
     """The model of an arm with the first weights of the recipe's seed."""
     with generators_kept():
         torch.manual_seed(recipe.seed)
-        return build_model(values, img_size=recipe.img_size)
+        return build_model(values, CLASSES.get(recipe.data.partition(":")[0], 10), recipe.img_size)
 
 
 def score(model: nn.Module, recipe: Recipe, split: str, samples: int = TEST_SAMPLES) -> tuple[float, float]:
@@ -206,6 +219,8 @@ def run(
     start = time.process_time()
     values = experiment.arms[label]
     recipe = recipe_of(values, rate, seed, experiment.recipe)
+    if from_files(recipe):
+        recipe = replace(recipe, test_split=split)
     model, seen = seeded_model(values, recipe), []
 
     def watch(model: nn.Module, update: int) -> None:
@@ -215,13 +230,16 @@ def run(
 
     is_final = split == "test"
     found = dict(before=experiment.look(model.eval())) if experiment.look and is_final else {}
-    result = train_arm(values, recipe, model, watch, min(WATCHED, experiment.tested))
+    result = train_arm(values, recipe, model, watch, min(WATCHED, experiment.tested), experiment.cpu)
     curve = []
-    for line in result.epochs:
+    for line in (line for line in result.epochs if "test_accuracy" in line):
         losses = [step["loss"] for step in result.steps if line["epoch"] - 1 < step["epoch"] <= line["epoch"]]
         images = line["update"] * recipe.batch_size
         curve.append([images, round(fmean(losses), 4) if losses else None, round(100 * line["test_accuracy"], 2)])
-    accuracy, loss = score(result.model, recipe, split, experiment.tested)
+    if from_files(recipe):
+        accuracy, loss = curve[-1][2], round(result.epochs[-1]["test_loss"], 4)
+    else:
+        accuracy, loss = score(result.model, recipe, split, experiment.tested)
     numbers = dict(
         seed=seed, accuracy=accuracy, loss=loss, training_loss=curve[-1][1], curve=curve,
         losses=[[step["update"], round(step["loss"], 4)] for step in result.steps],
@@ -259,9 +277,8 @@ def describe(name: str, experiment: Experiment) -> dict:
         data=dict(name=recipe["data"].replace("-", " "), size=recipe["img_size"], **dict(recipe["data_options"])),
         training=training,
         recipe={key: value for key, value in recipe.items() if key not in ("lr", "seed")},
-        **experiment.about,
     )
-    return json.loads(json.dumps(found))
+    return json.loads(json.dumps(found | experiment.about))
 
 
 TERMS = ("data", "training", "recipe")  # what two files, or a file and its continuation, must agree in
@@ -298,7 +315,9 @@ def run_experiment(
 
     for label, values in experiment.arms.items():
         if label not in result["arms"]:
-            elsewhere = None if experiment.look or experiment.keep else found_elsewhere(folder, values, fresh)
+            elsewhere = found_elsewhere(folder, values, fresh)
+            if elsewhere and (experiment.look or experiment.keep or experiment.watch):
+                elsewhere = elsewhere | dict(rate=None, runs=[])  # the search holds; what is looked at is missing
             result["arms"][label] = elsewhere or new_arm(values, experiment.recipe)
     arms = result["arms"] = {label: result["arms"][label] for label in experiment.arms}
     write(path, result)
@@ -306,9 +325,9 @@ def run_experiment(
     if len(experiment.rates) > 1:
         searches = [
             (label, rate, seed, "val")
+            for seed in experiment.search_seeds  # outermost, so that the runs of a seed share its images
             for label, arm in arms.items()
             for rate in experiment.rates
-            for seed in experiment.search_seeds
             if seed not in seeds_in(arm["search"].get(str(rate), {}).get("runs", []))
         ]
         for (label, rate, seed, _), found in run_all(experiment, searches, folder, jobs):
@@ -385,7 +404,7 @@ def begin_process() -> None:
 def new_arm(values: dict, recipe: Recipe) -> dict:
     """An arm before its first run, with its size."""
     with generators_kept():
-        model = build_model(values, img_size=recipe.img_size)
+        model = seeded_model(values, recipe)
     macs = count_macs(model, torch.zeros(1, 3, recipe.img_size, recipe.img_size))
     parameters = count_parameters(model, trainable_only=True)
     return dict(values=values, parameters=parameters, macs=macs, search={}, rate=None, runs=[])

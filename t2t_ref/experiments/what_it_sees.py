@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from t2t_ref.create import create_model
 from t2t_ref.data.digits import ScatteredDigits
-from t2t_ref.experiments.arms import DATA, MEAN, PERFORMER, STD, VIT_ARM, Experiment, build_model, scattered
+from t2t_ref.experiments.arms import DATA, MEAN, PERFORMER, STD, VIT_SINUSOID, Experiment, build_model
 from t2t_ref.experiments.resnet import ResNet
 from t2t_ref.inspection import eval_without_gradients, tap, token_attention_maps, token_maps
 from t2t_ref.inspection.statistics import (
@@ -33,12 +33,12 @@ from t2t_ref.models.vit import ViT
 from t2t_ref.train import Recipe
 from t2t_ref.weights import load_checkpoint, load_model, save_checkpoint
 
-DIGITS = dict(digit_size=DATA["digit_size"], contrast=0.5)
+DIGITS = {name: value for name, value in DATA.items() if name != "size"}
 NAMES = {"t2t": "T2T-ViT", "vit": "ViT", "resnet": "ResNet"}
 ARMS = {  # of about equal size
-    "t2t": PERFORMER | dict(num_heads=3, samples=48_000),
-    "vit": VIT_ARM | dict(num_heads=3, samples=48_000),
-    "resnet": dict(kind="resnet", samples=24_000),
+    "t2t": PERFORMER,
+    "vit": VIT_SINUSOID,
+    "resnet": dict(kind="resnet"),
 }
 TESTED, QUICKLY_TESTED = 2000, 400  # images that the accuracy is measured on
 LOOKED_AT = 256  # images that the statistics are taken over
@@ -258,9 +258,6 @@ def keep(kind: str, model: nn.Module, recipe: Recipe, run: dict, folder: Path) -
 
 EXPERIMENT = Experiment(
     ARMS,
-    scattered(DIGITS["contrast"], epochs=8, epoch_samples=6000, batch_size=30),
-    rates=(1e-3,),
-    seeds=(0, 1, 2),
     tested=TESTED,
     look=statistics,
     keep=keep,

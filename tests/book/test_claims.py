@@ -114,23 +114,23 @@ def test_each_check_can_fail(old, new, problem):
 
 
 def test_a_difference_is_that_of_the_stored_runs():
-    arms = json.loads((ROOT / "results" / "tokenisers_long.json").read_text(encoding="utf-8"))["arms"]
+    arms = json.loads((ROOT / "results" / "tokenisers.json").read_text(encoding="utf-8"))["arms"]
     scores = [
         {run["seed"]: run["accuracy"] for run in arms[label]["runs"]} for label in ("T2T, performer", "hard split")
     ]
     mean = sum(scores[0].values()) / 5 - sum(scores[1].values()) / 5
-    words, found, half = claims.gap("tokenisers_long | T2T, performer | hard split")
+    words, found, half = claims.gap("tokenisers | T2T, performer | hard split")
     assert found == pytest.approx(mean) and words == "ahead" and 0 < half < found
-    words, back, _ = claims.gap("tokenisers_long | hard split | T2T, performer")
+    words, back, _ = claims.gap("tokenisers | hard split | T2T, performer")
     assert back == pytest.approx(-mean) and words == "behind"
-    assert claims.gap("tokenisers | T2T, performer | hard split")[0] == "not resolved"
+    assert claims.gap("tokenisers | T2T, transformer | T2T, performer")[0] == "not resolved"
 
 
 def test_the_small_resnet_ends_above_t2t():  # claim-table-3-order says so, in words
     models = json.loads((ROOT / "results" / "what_it_sees.json").read_text(encoding="utf-8"))["arms"]
     scores = {kind: [run["accuracy"] for run in models[kind]["runs"]] for kind in ("t2t", "resnet")}
     assert min(scores["resnet"]) > max(scores["t2t"])
-    assert models["resnet"]["values"]["samples"] == models["t2t"]["values"]["samples"] / 2
+    assert "samples" not in models["resnet"]["values"] | models["t2t"]["values"]  # the same images
     assert models["resnet"]["parameters"] == pytest.approx(models["t2t"]["parameters"], rel=0.06)
 
 

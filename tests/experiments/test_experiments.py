@@ -22,9 +22,7 @@ from t2t_ref.experiments import (
     build_model,
     intervals,
     performers,
-    random_directions,
     recipe_of,
-    redraw_directions,
     runs,
     train_arm,
 )
@@ -34,8 +32,8 @@ from t2t_ref.train.loop import build_model as model_of_recipe
 
 TINY = VIT_ARM | dict(embed_dim=16, depth=1, num_heads=2)
 TINY_T2T = PERFORMER | dict(embed_dim=16, depth=1, num_heads=2, token_dim=8)
-FEW = replace(arms.SHORT, epochs=2, epoch_samples=40, batch_size=20, warmup_epochs=0)
-SMALL = Experiment({"one": TINY, "two": TINY | dict(position="none")}, FEW, rates=(1e-3, 2e-3), seeds=(0, 1), tested=50)
+FEW = replace(arms.LONG, epochs=2, epoch_samples=40, batch_size=20, warmup_epochs=0)
+SMALL = Experiment({"one": TINY, "two": TINY | dict(position="none")}, FEW, (1e-3, 2e-3), (100,), (0, 1), tested=50)
 
 
 def quietly(text):
@@ -64,7 +62,7 @@ def test_the_recipe_of_an_arm_is_what_is_trained():
             recipe = recipe_of(arm, 1e-3, 5, experiment.recipe)
             assert (recipe.lr, recipe.seed, recipe.precision, recipe.smoothing) == (1e-3, 5, "no", 0.0)
             assert recipe.test_split == "val"  # what fit looks at while it trains
-            if arm["kind"] != "resnet" and not {"position", "features"} & arm.keys():
+            if arm["kind"] != "resnet" and "position" not in arm:
                 ours, theirs = build_model(arm), model_of_recipe(recipe, 10)
                 assert type(ours) is type(theirs)
                 shapes = [{k: v.shape for k, v in model.state_dict().items()} for model in (ours, theirs)]
@@ -94,10 +92,9 @@ def test_tokenisers_differ_in_how_tokens_are_made_and_in_nothing_else(name):
 
 def test_every_experiment_spends_what_it_says():
     seen = {name: runs.describe(name, experiment)["training"]["samples"] for name, experiment in EXPERIMENTS.items()}
-    assert seen.pop("digits") == 10 * 37 * 32 and seen.pop("what_it_sees") == 48_000
-    assert set(seen.values()) == {12_000}
-    long = EXPERIMENTS["tokenisers_long"]
-    assert {runs.images_seen(recipe_of(arm, 1e-3, 0, long.recipe)) for arm in long.arms.values()} == {40_000}
+    assert seen.pop("digits") == 10 * 37 * 32
+    assert {seen.pop(name) for name in ("deep_narrow", "positions", "sample_efficiency", "cnn_designs")} == {12_000}
+    assert set(seen.values()) == {40_000}
     with pytest.raises(ValueError, match="samples is 12010, expected a multiple of 8 epochs x 50"):
         recipe_of(TINY | dict(samples=12_010), 1e-3, 0)
     with pytest.raises(ValueError, match="unknown kind of model 'vit sea'.*did you mean 'vit se'"):
@@ -115,21 +112,42 @@ def test_positions():
         build_model(TINY | dict(position="rotary"))
 
 
-@pytest.mark.parametrize("m, dim", [(8, 32), (32, 32), (64, 32), (40, 32)])
-def test_random_directions_are_orthogonal_in_blocks(m, dim):
-    rows = random_directions(m, dim)
-    assert rows.shape == (m, dim)
-    for block in rows.split(dim):
-        torch.testing.assert_close(block @ block.mT, m * torch.eye(len(block)), atol=1e-4, rtol=0)
+def test_without_attention_a_t2t_layer_sees_its_own_token_alone():
+    """A change of one pixel reaches the tokens whose windows hold it and no others, before training and after."""
+    arm = PERFORMER | dict(token_attention=False)
+    image = torch.rand(1, 3, 64, 64)
+    other = image.clone()
+    other[..., 0, 0] += 1
+    trained = train_arm(arm, recipe_of(arm, 1e-2, 0, FEW)).model
+    for model in (build_model(arm), trained):
+        with torch.no_grad():
+            changed = (model.eval().tokens_to_token(image) != model.tokens_to_token(other)).any(dim=-1)
+        assert changed[0, 0] and not changed[0, 1:].any()
+    with torch.no_grad():
+        whole = build_model(PERFORMER).eval()
+        assert (whole.tokens_to_token(image) != whole.tokens_to_token(other)).all()
 
 
-def test_features_and_redrawing_reach_both_performers():
-    model = build_model(TINY_T2T | dict(features=24))
-    before = [layer.w.clone() for layer in performers(model)]
-    assert [w.shape for w in before] == [(24, 8), (24, 8)]
-    redraw_directions(model)
-    for old, layer in zip(before, performers(model), strict=True):
-        assert not torch.equal(old, layer.w) and not layer.w.requires_grad
+def test_silence_is_counted_as_the_layer_computes_it():
+    """Against the released formula in double precision, with keys so long that some denominators are below 1e-8."""
+    model = build_model(PERFORMER).double().eval()
+    assert arms.silence(model, 7) is None and arms.silence(build_model(VIT_ARM), 10) is None
+    with torch.no_grad():
+        for layer in performers(model):
+            layer.kqv.weight.mul_(4)
+        digits = arms.ScatteredDigits("val", seed=0, **arms.DATA).draw(range(arms.WATCHED_DIGITS))[0].double()
+        layer, kept = performers(model)[0], []
+        layer.norm1.register_forward_hook(lambda module, given, found: kept.append(found))
+        model((digits - arms.MEAN) / arms.STD)
+        k, q, _ = layer.kqv(kept[0]).chunk(3, dim=-1)
+        features = [
+            torch.exp(x @ layer.w.mT - x.square().sum(dim=-1, keepdim=True) / 2) / len(layer.w) ** 0.5 for x in (k, q)
+        ]
+        denominators = (features[1] * features[0].sum(dim=1, keepdim=True)).sum(dim=-1)
+        model.float()
+    expected = (denominators < 1e-8).double().mean().item()
+    assert 0.02 < expected < 0.98
+    assert arms.silence(model, 10)["silent"][0] == pytest.approx(expected, abs=0.01)
 
 
 # one run
@@ -171,18 +189,6 @@ def test_a_run_is_described():
     assert found["before"] != found["after"] and looked == [False, False]
     assert "before" not in runs.run(experiment, "one", 1e-2, 100, "val")  # the search is for the rate alone
     json.dumps(found)
-
-
-def test_redrawn_directions_change_at_every_update_but_after_the_last():
-    seen = []
-
-    def watch(model, update):
-        seen.append(performers(model)[0].w.clone())
-
-    arm = TINY_T2T | dict(redraw=True)
-    model = train_arm(arm, recipe_of(arm, 1e-3, 0, FEW), watch=watch).model
-    assert len(seen) == 4 and all(not torch.equal(a, b) for a, b in zip(seen, seen[1:], strict=False))
-    assert torch.equal(performers(model)[0].w, seen[-1])
 
 
 def test_distinct_images_come_again_in_a_new_order():

@@ -47,10 +47,9 @@ def test_the_committed_weights_are_as_good_as_they_say(kind):
     # the quick test is a part of the full one: the two agree as far as 400 images can tell
     assert about["quick_accuracy"] == pytest.approx(about["accuracy"], abs=6)
     assert about["seed"] == EXPERIMENT.seeds[0]
-    if about["command"] != "python -m t2t_ref.what_it_sees":  # made before all experiments had one driver
-        assert about["command"] == "python -m t2t_ref.experiments what_it_sees"
-        recipe = recipe_of(ARMS[kind], about["recipe"]["lr"], about["seed"], EXPERIMENT.recipe)
-        assert about["recipe"] == json.loads(json.dumps(asdict(recipe)))
+    assert about["command"] == "python -m t2t_ref.experiments what_it_sees"
+    recipe = recipe_of(ARMS[kind], about["recipe"]["lr"], about["seed"], EXPERIMENT.recipe)
+    assert about["recipe"] == json.loads(json.dumps(asdict(recipe)))
     fresh = build(kind).eval()
     assert accuracy(fresh, 200) < 30 < about["accuracy"]
 
