@@ -21,7 +21,11 @@ CLASSES = {variant.model.__name__: variant.model for variant in VARIANTS.values(
 
 
 def list_models() -> list[str]:
-    """The names that :func:`t2t_ref.create_model` knows."""
+    """The names that :func:`t2t_ref.create_model` knows, family by family.
+
+    Note:
+        T2T-ViT, ViT, both with designs of CNNs, DeiT, TNT, PVT, PVT v2, Swin, PatchConvNet
+    """
     return list(VARIANTS)
 
 
