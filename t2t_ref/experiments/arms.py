@@ -11,7 +11,8 @@ from pathlib import Path
 
 import torch
 from einops import rearrange
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from t2t_ref.arguments import check_known
 from t2t_ref.create import create_model
@@ -48,11 +49,10 @@ class Experiment:
     """What is compared, and on which terms.
 
     Note:
-        recipe is what all arms share; an arm sets the model, and with ``samples`` the length. More rates than one are
-        all tried with every search seed. Then each of seeds trains the arm, or each of the arm's own ``seeds``. tested
-        is the number of test digits. watch(model, update) may return numbers to be kept, look(model) describes a model
-        before and after training, keep(label, model, recipe, run, folder) stores what the first seed has trained; about
-        is what the file says of such numbers; cpu keeps off any GPU
+        recipe is what all arms share; an arm sets the model. More rates than one are all tried with every search seed.
+        Then each of seeds trains the arm. tested is the number of test digits. watch(model, update) may return numbers
+        to be kept, look(model) describes a model before and after training, keep(label, model, recipe, run, folder)
+        stores what the first seed has trained; about is what the file says of such numbers; cpu keeps off any GPU
     """
 
     arms: dict[str, dict]
@@ -86,7 +86,7 @@ MODELS = {
     "vit ghost": "vit_small_patch16_ghost",
     "resnet": "resnet",  # of this folder
 }
-ARM_OPTIONS = ("kind", "position", "token_attention", "distinct", "samples", "seeds")
+ARM_OPTIONS = ("kind", "position", "token_attention", "distinct")
 VIT_ARM = dict(kind="vit", qkv_bias=False, **BACKBONE)
 PERFORMER = dict(kind="t2t", tokens_type="performer", **T2T)
 VIT_SINUSOID = VIT_ARM | dict(position="sinusoid")
@@ -144,19 +144,12 @@ def recipe_of(values: dict, lr: float, seed: int, recipe: Recipe = LONG, **chang
     """The recipe of one run of an arm.
 
     Raises:
-        ValueError: for an unknown kind, and for a number of samples that does not fill the epochs with batches
+        ValueError: for an unknown kind
     """
     check_known("kind of model", values["kind"], list(MODELS))
     options = {name: value for name, value in values.items() if name not in ARM_OPTIONS}
     changes = dict(model=MODELS[values["kind"]], model_options=tuple(options.items()), lr=lr, seed=seed) | changes
-    recipe = replace(recipe, **changes)
-    if "samples" in values:
-        if values["samples"] % (recipe.epochs * recipe.batch_size):
-            raise ValueError(
-                f"samples is {values['samples']}, expected a multiple of {recipe.epochs} epochs x {recipe.batch_size}"
-            )
-        recipe = replace(recipe, epoch_samples=values["samples"] // recipe.epochs)
-    return recipe
+    return replace(recipe, **changes)
 
 
 def build_model(values: dict, num_classes: int = 10, img_size: int = DATA["size"]) -> nn.Module:
@@ -193,27 +186,33 @@ def performers(model: nn.Module) -> list[TokenPerformer]:
 WATCHED_DIGITS, WATCH_EVERY = 32, 10
 
 
-@torch.no_grad()
 def silence(model: nn.Module, update: int) -> dict | None:
-    """For each performer, the share of tokens whose denominator lies below the released epsilon, on validation digits.
-
-    Units:
-        shares from 0 to 1; every tenth update, and none for a model without a performer
-    """
+    """The shares of silent tokens on validation digits, every tenth update; none for a model without a performer."""
     if update % WATCH_EVERY or not performers(model):
         return None
     digits, _ = ScatteredDigits("val", seed=0, **DATA).draw(range(WATCHED_DIGITS))
+    return dict(silent=[round(share, 4) for share in silent_shares(model, (digits - MEAN) / STD)])
+
+
+def silent_shares(model: nn.Module, image: Float[Tensor, "b c h w"], epsilon: float = 1e-8) -> list[float]:
+    """For each performer: the share of tokens whose denominator lies below epsilon, whatever that of the model is.
+
+    With the released epsilon these get less than half of their attention.
+
+    Shapes:
+        image: ``b c h w``
+    """
     names = [name for name, module in model.named_modules() if isinstance(module, TokenPerformer)]
     with eval_without_gradients(model), tap(model, [f"{name}.norm1" for name in names]) as seen:
-        model((digits - MEAN) / STD)
+        model(image)
         shares = []
         for name in names:
             layer = model.get_submodule(name)
             keys, queries, _ = rearrange(layer.kqv(seen[f"{name}.norm1"]), "b n (three e) -> three b n e", three=3)
             totals = log_features(keys, layer.w).logsumexp(dim=1, keepdim=True)
             log_denominators = (log_features(queries, layer.w) + totals).logsumexp(dim=-1) - math.log(len(layer.w))
-            shares.append(round((log_denominators < math.log(1e-8)).double().mean().item(), 4))
-    return dict(silent=shares)
+            shares.append((log_denominators < math.log(epsilon)).double().mean().item())
+    return shares
 
 
 EXPERIMENTS = {name: Experiment(arms) for name, arms in ABLATIONS.items()} | {

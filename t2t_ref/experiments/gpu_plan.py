@@ -12,15 +12,14 @@ import torch
 
 from t2t_ref.arguments import check_known
 from t2t_ref.experiments.arms import ABLATIONS, CLASSES, Experiment, build_model
-from t2t_ref.experiments.runs import HELD_BACK, images_seen, seeds_of
+from t2t_ref.experiments.runs import HELD_BACK, images_seen
 from t2t_ref.inspection import count_macs
 from t2t_ref.train import Recipe, find_recipe
 
 TIMES = {"embed_dim": 4, "growth_rate": 4, "num_heads": 2, "token_dim": 2}
 PASSES = 3  # a backward pass costs about two forward ones
-SUSTAINED = (
-    30.0  # TFLOP/s: what small models may reach on a GPU of a data centre in bfloat16; a guess, not a measurement
-)
+# TFLOP/s: what small models may reach on a GPU of a data centre in bfloat16; a guess, not a measurement
+SUSTAINED = 30.0
 IMAGES = 50_000  # to train on, in either CIFAR
 
 
@@ -79,7 +78,7 @@ def petaflops(experiment: Experiment) -> float:
         with torch.device("meta"):
             model = build_model(values, img_size=recipe.img_size)
             macs = count_macs(model, torch.zeros(1, 3, recipe.img_size, recipe.img_size))
-        runs = len(experiment.rates) * len(experiment.search_seeds) + len(seeds_of(experiment, values))
+        runs = len(experiment.rates) * len(experiment.search_seeds) + len(experiment.seeds)
         total += 2 * PASSES * macs * images_seen(recipe) * runs
     return total / 1e15
 

@@ -249,7 +249,7 @@ def run(
         numbers["watched"] = seen
     if experiment.look and is_final:
         found["after"] = experiment.look(result.model)
-    if experiment.keep and is_final and folder and seed == seeds_of(experiment, values)[0]:
+    if experiment.keep and is_final and folder and seed == experiment.seeds[0]:
         experiment.keep(label, result.model, recipe, numbers, folder)
     return numbers | found
 
@@ -257,14 +257,10 @@ def run(
 # an experiment
 
 
-def seeds_of(experiment: Experiment, values: dict) -> tuple[int, ...]:
-    """The seeds that train an arm: its own, or those of the experiment."""
-    return tuple(values.get("seeds", experiment.seeds))
-
-
 def describe(name: str, experiment: Experiment) -> dict:
     """Where the numbers come from: what was done, with what. Plain values, as in the file."""
     recipe = {key: value for key, value in asdict(experiment.recipe).items() if key not in ("model", "model_options")}
+    recipe["data"] = recipe["data"].partition(":")[0]  # without a folder, which may be another when the runs go on
     training = dict(
         samples=images_seen(experiment.recipe), batch_size=recipe["batch_size"], rates=experiment.rates,
         search_seeds=experiment.search_seeds, tested=experiment.tested,
@@ -372,9 +368,7 @@ def best_rate(search: dict[str, dict], rates: tuple[float, ...]) -> float:
 
 def in_turn(experiment: Experiment) -> list[tuple[int, str]]:
     """(seed, label) of all runs, seed after seed, so that the arms share the images of a seed."""
-    seeds = {label: seeds_of(experiment, values) for label, values in experiment.arms.items()}
-    longest = max(map(len, seeds.values()))
-    return [(own[n], label) for n in range(longest) for label, own in seeds.items() if n < len(own)]
+    return [(seed, label) for seed in experiment.seeds for label in experiment.arms]
 
 
 def run_all(

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from t2t_ref.create import create_model
 from t2t_ref.data.digits import ScatteredDigits
-from t2t_ref.experiments.arms import DATA, MEAN, PERFORMER, STD, VIT_SINUSOID, Experiment, build_model
+from t2t_ref.experiments.arms import DATA, MEAN, PERFORMER, STD, VIT_SINUSOID, Experiment, build_model, silent_shares
 from t2t_ref.experiments.resnet import ResNet
-from t2t_ref.inspection import eval_without_gradients, tap, token_attention_maps, token_maps
+from t2t_ref.inspection import eval_without_gradients, tap, token_maps
 from t2t_ref.inspection.statistics import (
     channel_health,
     channel_similarity,
@@ -152,16 +152,6 @@ def statistics(model: nn.Module) -> dict:
         found["silent"] = silent_shares(model, images[:64])
         found["accuracy_without_token_attention"] = accuracy(without_token_attention(model))
     return rounded(found)
-
-
-def silent_shares(model: T2TViT, image: Float[Tensor, "b c h w"]) -> list[float]:
-    """For each performer: the share of tokens that get less than half of their attention, the rest going to epsilon.
-
-    Shapes:
-        image: ``b c h w``
-    """
-    shares = [weights.sum(dim=-1) for weights in token_attention_maps(model, image)]
-    return [(share < 0.5).double().mean().item() for share in shares]
 
 
 def without_token_attention(model: T2TViT) -> T2TViT:

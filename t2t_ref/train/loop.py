@@ -180,7 +180,7 @@ def left_unmarked(model: nn.Module):
 def denormals_flushed():
     """A context in which numbers below 1e-38 count as 0 on the processor.
 
-    The silent tokens of a trained performer make many of them, and then an update takes up to twice as long.
+    The silent tokens of a trained performer make many of them, and processors are slow with these.
     """
     before = not (torch.tensor([1e-38]) / 10).any()
     torch.set_flush_denormal(True)

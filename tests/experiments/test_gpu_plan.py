@@ -68,6 +68,8 @@ def test_a_small_copy_of_the_plan_runs_and_goes_on(folder, tmp_path):
     assert all(run["accuracy"] % 5 == 0 and run["loss"] > 0 for run in arm["runs"])  # of twenty
     runs.run_experiment(name, few, tmp_path / "out", say=said.append)
     assert len(said) == 6
+    elsewhere = replace(few, recipe=replace(few.recipe, data="cifar10:another/folder"))
+    assert runs.describe(name, elsewhere) == runs.describe(name, few) and str(folder) not in str(result)
 
 
 def test_the_work_is_what_a_pencil_gives(monkeypatch):

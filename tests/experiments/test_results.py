@@ -35,7 +35,7 @@ def problems(name: str, result: dict) -> list[str]:
     for label, arm in result["arms"].items():
         if arm["values"] != experiment.arms[label]:
             found.append(f"{label}: values")
-        if sorted(run["seed"] for run in arm["runs"]) != sorted(runs.seeds_of(experiment, arm["values"])):
+        if sorted(run["seed"] for run in arm["runs"]) != sorted(experiment.seeds):
             found.append(f"{label}: seeds")
         rates = experiment.rates if len(experiment.rates) > 1 else ()
         if set(arm["search"]) != {str(rate) for rate in rates}:
