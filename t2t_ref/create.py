@@ -1,4 +1,7 @@
-"""A model by its name: the one place that knows the models and their weights (chapter 9)."""
+"""A model by its name, with fresh weights or the released ones (chapter 9).
+
+The names come from the files of ``t2t_ref.models``: a new one is a row in the ``VARIANTS`` of its file.
+"""
 
 import inspect
 
@@ -22,11 +25,6 @@ def create_model(name: str, *, pretrained: bool = False, **arguments) -> Classif
         **arguments: those of the model's class. All models have img_size=224, in_chans=3, num_classes=1000,
             drop_rate=0.0, attn_drop_rate=0.0 and drop_path_rate=0.0; T2T-ViTs and ViTs have qk_scale=None and
             dynamic_img_size=False; further ones, such as depth, are in :class:`T2TViT` and :class:`ViT`
-
-    Units:
-        ``arguments`` are those of the model's class. All models have img_size=224, in_chans=3, num_classes=1000,
-        drop_rate=0.0, attn_drop_rate=0.0 and drop_path_rate=0.0; T2T-ViTs and ViTs have qk_scale=None and
-        dynamic_img_size=False; further ones, such as depth, are in :class:`T2TViT` and :class:`ViT`
 
     Raises:
         ValueError: for an unknown name, with the nearest ones; with pretrained=True for a variant without released

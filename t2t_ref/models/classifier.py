@@ -10,8 +10,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from t2t_ref.arguments import check_known, pair
-from t2t_ref.models.adapting import Adaptable
 from t2t_ref.models.position import is_free, resize_position_table
+from t2t_ref.models.timm_methods import Adaptable
 
 
 def remember_arguments(init: Callable) -> Callable:

@@ -258,7 +258,7 @@ def begin_log(run: Run, resumed: tuple[Path, dict] | None) -> None:
     early = run.log.lines  # warnings while the data was opened
     if run.folder:
         run.log.open(run.folder, resumed[1]["position"]["log_size"] if resumed else 0)
-    place = run.schedule
+    place = run.progress
     if place.finished:
         return
     run.log.lines = run.log.lines if resumed else []
@@ -289,7 +289,7 @@ def begin_log(run: Run, resumed: tuple[Path, dict] | None) -> None:
 
 def train(run: Run, signals: Signals, after_update: Callable | None = None, quiet: bool = True) -> None:
     """All epochs of a run that are not done yet, then the results."""
-    place = run.schedule
+    place = run.progress
     if place.finished:
         run.say(f"this run is finished: {place.update} updates; for another one choose another --output")
         return
@@ -325,7 +325,7 @@ def updates(run: Run, signals: Signals) -> Iterator[Measured]:
         Interrupted
         ValueError: if the data ended too early
     """
-    recipe, place = run.recipe, run.schedule
+    recipe, place = run.recipe, run.progress
     run.parts.prepared.train()
     run.augment.train()
     first = place.start * recipe.accumulate
@@ -359,7 +359,7 @@ def updates(run: Run, signals: Signals) -> Iterator[Measured]:
 
 def after(run: Run, measured: Measured, seconds: float, after_update: Callable | None) -> None:
     """What follows an update: the rate moves, others may look, and the log gets a line when it is time."""
-    place, window = run.schedule, run.window
+    place, window = run.progress, run.window
     run.lr = run.optimizer.param_groups[-1]["lr"]  # that of the head
     if run.recipe.lr_per_update:
         run.scheduler.step()
@@ -392,7 +392,7 @@ def after(run: Run, measured: Measured, seconds: float, after_update: Callable |
 
 def end_epoch(run: Run, clock: float) -> float:
     """Evaluate, log, move the learning rate, save. Returns the time at which it was done."""
-    recipe, place = run.recipe, run.schedule
+    recipe, place = run.recipe, run.progress
     line = {"epoch": place.epoch + 1, "update": place.update, "lr": run.lr}
     if place.is_time_to_evaluate():
         found = run.evaluate()
@@ -421,11 +421,11 @@ def interrupt(run: Run, signals: Signals, together: bool = True) -> None:
     """
     run.save()
     run.write_results()
-    run.note("end", reason="interrupted", update=run.schedule.update)
+    run.note("end", reason="interrupted", update=run.progress.update)
     if together:
         run.accelerator.wait_for_everyone()  # torchrun ends all processes when one has left
     number = signals.number or signal.SIGTERM  # it came to another process
-    raise Interrupted(f"{signal.Signals(number).name} after update {run.schedule.update}: {run.way_on()}", number)
+    raise Interrupted(f"{signal.Signals(number).name} after update {run.progress.update}: {run.way_on()}", number)
 
 
 def leave_group() -> None:

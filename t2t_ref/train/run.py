@@ -13,8 +13,8 @@ from t2t_ref.train.evaluate import Evaluation, evaluate
 from t2t_ref.train.log import LOGGER, Log
 from t2t_ref.train.optimizer import WeightAverage, make_optimizer, make_scheduler
 from t2t_ref.train.plots import draw_curve
+from t2t_ref.train.progress import Progress
 from t2t_ref.train.recipes import Recipe
-from t2t_ref.train.schedule import Schedule
 from t2t_ref.train.state import check_room, difference, disk_errors, inventory, save_state
 from t2t_ref.train.stopping import CannotStart, NotFinite
 from t2t_ref.train.update import Parts
@@ -56,12 +56,12 @@ class Run:
         self.folder, self.log, self.say = folder, log or Log(), say
         self.rank, self.world = accelerator.process_index, accelerator.num_processes
         self.global_batch = recipe.batch_size * recipe.accumulate * self.world  # images in an update
-        self.schedule = Schedule(recipe, updates_in_epoch(recipe, data, self.world))
+        self.progress = Progress(recipe, updates_in_epoch(recipe, data, self.world))
         self.augment = Augment(recipe, data.num_classes).to(accelerator.device)
         self.average = WeightAverage(model, recipe.ema_decay, recipe.ema_warmup) if recipe.ema_decay else None
         self.optimizer = make_optimizer(model, recipe)
         # not prepared: accelerate would step it once for every process
-        self.scheduler = make_scheduler(self.optimizer, recipe, self.schedule.updates_per_epoch)
+        self.scheduler = make_scheduler(self.optimizer, recipe, self.progress.updates_per_epoch)
         prepared, stepper = accelerator.prepare(torch.compile(model) if recipe.compile else model, self.optimizer)
         self.parts = Parts(accelerator, model, prepared, stepper, self.augment, recipe.clip_grad)
         if self.average:
@@ -100,7 +100,7 @@ class Run:
         """
         if not self.folder:
             return
-        place = self.schedule
+        place = self.progress
         if not all(entry.isfinite().all() for entry in self.model.state_dict().values()):
             raise NotFinite(f"the weights are not finite after update {place.update}, and not saved; {self.way_on()}")
         with disk_errors("saving the state", self.folder, self.way_on()):
@@ -146,10 +146,10 @@ class Run:
         if self.accelerator.scaler and "scaler" in state:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         for name in ("epoch", "start", "update", "finished"):
-            setattr(self.schedule, name, state["position"][name])
+            setattr(self.progress, name, state["position"][name])
         self.seconds, self.lr, self.skipped = (state["position"][name] for name in ("seconds", "lr", "skipped"))
         self.window, self.last_state = state["window"], path
-        self.say(f"going on from {path}: epoch {self.schedule.epoch}, update {self.schedule.update}")
+        self.say(f"going on from {path}: epoch {self.progress.epoch}, update {self.progress.update}")
 
     def check_state(self, path: Path, state: dict) -> None:
         """Refuse a state of another recipe or other images. Images that have only moved are the same.
@@ -214,7 +214,7 @@ class Run:
                 model, classes = self.average or self.model, self.data.num_classes
                 return evaluate(model, self.data.test, self.augment.normalise, classes, **options)
         except ValueError as error:
-            epoch = self.schedule.epoch + 1
+            epoch = self.progress.epoch + 1
             raise NotFinite(f"evaluation after epoch {epoch}: {error}; {self.way_on()}") from error
 
     def write_results(self) -> None:

@@ -6,7 +6,7 @@ from t2t_ref.train.recipes import Recipe
 
 
 @dataclass
-class Schedule:
+class Progress:
     """The place of a run among its epochs and updates, as it moves on.
 
     Note:
