@@ -1,38 +1,24 @@
 """Where a chapter finds its stored results."""
 
 import json
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+import re
 
 import pytest
+from werkzeug import Response
 
 from t2t_ref.experiments.results import results_file
 
 
 @pytest.fixture
-def repository():
+def repository(httpserver):
     """A server on this machine that knows two files, and breaks off in the middle of the second."""
-
-    class Handler(BaseHTTPRequestHandler):
-        asked = []
-
-        def do_GET(self):
-            self.asked.append(self.path)
-            name = self.path.rpartition("/")[2]
-            self.send_response(200 if name in ("whole.json", "broken.json") else 404)
-            self.send_header("Content-Length", "3" if name == "whole.json" else "300")
-            self.end_headers()
-            self.wfile.write(b"[2]")
-            self.close_connection = True
-
-        def log_message(self, *arguments):
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}", Handler.asked
-    server.shutdown()
-    server.server_close()
+    httpserver.no_handler_status_code = 404
+    httpserver.expect_request(re.compile(".*/whole.json")).respond_with_data("[2]")
+    # of bytes in one piece werkzeug corrects the length
+    httpserver.expect_request(re.compile(".*/broken.json")).respond_with_handler(
+        lambda request: Response(iter([b"[2]"]), headers={"Content-Length": "300"})
+    )
+    return httpserver.url_for("/owner/name"), httpserver.log
 
 
 def test_a_copy_beside_or_above_is_taken(tmp_path, monkeypatch, repository):
@@ -51,7 +37,7 @@ def test_what_is_missing_is_fetched_once(tmp_path, monkeypatch, repository):
     monkeypatch.chdir(tmp_path)
     for _ in range(2):
         assert json.loads(results_file("weights/whole.json", address).read_text(encoding="utf-8")) == [2]
-    assert asked == ["/main/results/weights/whole.json"]
+    assert [request.path for request, _ in asked] == ["/owner/name/main/results/weights/whole.json"]
 
 
 def test_the_address_on_github(tmp_path, monkeypatch):

@@ -3,7 +3,6 @@
 import argparse
 import builtins
 import collections
-import http.server
 import io
 import json
 import os
@@ -11,7 +10,6 @@ import pathlib
 import pickle
 import re
 import tarfile
-import threading
 import warnings
 import zipfile
 
@@ -21,6 +19,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from small import authors_file, refuses, same, state, tiny
+from werkzeug import Response
 
 from t2t_ref import load_checkpoint, load_model, save_checkpoint
 from t2t_ref.weights import files
@@ -444,28 +443,16 @@ def test_damaged_bytes_give_the_documented_errors(whole_file, data):
 
 
 @pytest.fixture
-def server(whole_file):
+def server(httpserver, whole_file):
     """A server on this machine: /whole is right, /half breaks off in the middle, /page is a web page."""
     content = whole_file.read_bytes()
-    asked = []
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self):
-            asked.append(self.path)
-            name = self.path.partition("?")[0].rpartition("/")[2]
-            body = {"whole": content, "half": content[: len(content) // 2], "page": b"<html>log in</html>"}.get(name)
-            self.send_response(200 if body else 404)
-            self.send_header("Content-Length", str(len(content if name == "half" else body or b"")))
-            self.end_headers()
-            self.wfile.write(body or b"")
-
-        def log_message(self, *arguments):
-            pass
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:
-        threading.Thread(target=running.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{running.server_port}", asked
-        running.shutdown()
+    httpserver.no_handler_status_code = 404
+    httpserver.expect_request(re.compile("(/other)?/whole")).respond_with_data(content)
+    length = {"Content-Length": str(len(content))}
+    half = iter([content[: len(content) // 2]])  # of bytes in one piece werkzeug corrects the length
+    httpserver.expect_request("/half").respond_with_handler(lambda request: Response(half, headers=length))
+    httpserver.expect_request("/page").respond_with_data("<html>log in</html>")
+    return httpserver.url_for("")[:-1], httpserver.log
 
 
 def test_downloads_are_whole_or_not_there(server, trained, tmp_path, monkeypatch, capsys):
@@ -475,7 +462,7 @@ def test_downloads_are_whole_or_not_there(server, trained, tmp_path, monkeypatch
     model = tiny()
     refuses(model, f"{address}/half", ValueError, "/half is no (safetensors file|file of weights), or not whole")
     refuses(model, f"{address}/page", ValueError, "/page is a web page, not weights")
-    refuses(model, f"{address}/absent", ConnectionError, "cannot download .*/absent: Not Found. Fetch it where there")
+    refuses(model, f"{address}/absent", ConnectionError, "cannot download .*/absent: NOT FOUND. Fetch it where there")
     assert list(cache.iterdir()) == []
 
     capsys.readouterr()
@@ -485,7 +472,7 @@ def test_downloads_are_whole_or_not_there(server, trained, tmp_path, monkeypatch
     (stored,) = cache.iterdir()
     assert re.fullmatch(r"[0-9a-f]{8}-whole", stored.name)
     load_checkpoint(tiny(), f"{address}/whole?raw=1", progress=False)
-    assert asked.count("/whole?raw=1") == 1  # the second time from the cache
+    assert [request.full_path for request, _ in asked].count("/whole?raw=1") == 1  # the second time from the cache
     load_checkpoint(tiny(), f"{address}/other/whole", progress=False)  # of the same name, from elsewhere
     assert len(list(cache.iterdir())) == 2
     refuses(tiny(), "no-such-scheme://a/b", ConnectionError, "cannot download no-such-scheme://a/b: unknown url type")

@@ -1,17 +1,17 @@
 """The Hugging Face hub's form of a saved model."""
 
 import base64
-import http.server
 import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
-import threading
 import zlib
 
 import pytest
 from small import same, state, tiny
+from werkzeug import Response
 
 import t2t_ref
 from t2t_ref import T2TViT, ViT, count_parameters, create_model, load_checkpoint, save_checkpoint
@@ -108,51 +108,36 @@ def test_a_card_of_released_weights_names_their_origin():
     assert "It began as the file https://github.com/yitu-opensource" in text and "bsd-3-clause-clear" in text
 
 
-class Hub(http.server.BaseHTTPRequestHandler):
-    """As much of the Hugging Face hub as one repository needs."""
+@pytest.fixture
+def hub(httpserver):
+    """As much of the Hugging Face hub as one repository needs: its address, and the files that were sent to it."""
+    files, commit = {}, "0" * 40
 
-    files: dict[str, bytes] = {}
-    COMMIT = "0" * 40
+    def send(request):
+        name = request.path.rpartition("/")[2]
+        if name not in files:
+            return Response(status=404, headers={"X-Error-Code": "EntryNotFound"})
+        return Response(files[name], headers={"ETag": f'"{zlib.crc32(files[name])}"', "X-Repo-Commit": commit})
 
-    def answer(self, content=b"{}", status=200, **headers):
-        self.send_response(status)
-        for name, value in {"content-length": len(content), **headers}.items():
-            self.send_header(name.replace("_", "-"), str(value))
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(content)
+    def plan(request):
+        how = {"uploadMode": "regular", "shouldIgnore": False, "oid": None}
+        return Response(json.dumps({"files": [{"path": asked["path"], **how} for asked in request.json["files"]]}))
 
-    def do_HEAD(self):
-        name = self.path.partition("/resolve/main/")[2]
-        if name not in self.files:
-            return self.answer(status=404, x_error_code="EntryNotFound")
-        self.answer(self.files[name], etag=f'"{zlib.crc32(self.files[name])}"', x_repo_commit=self.COMMIT)
+    def receive(request):
+        for line in map(json.loads, request.data.splitlines()):
+            if line["key"] == "file":
+                files[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
+        return Response(json.dumps({"commitUrl": f"{url}/commit/{commit}", "commitOid": commit, "success": True}))
 
-    def do_GET(self):
-        if "/resolve/" in self.path:
-            name = self.path.rpartition("/")[2]
-            return self.answer(self.files[name], etag=f'"{zlib.crc32(self.files[name])}"', x_repo_commit=self.COMMIT)
-        self.answer(json.dumps({"id": "somebody/tiny", "sha": self.COMMIT, "siblings": []}).encode())
-
-    def do_POST(self):
-        body = self.rfile.read(int(self.headers["content-length"]))
-        if self.path.endswith("/preupload/main"):
-            asked = json.loads(body)["files"]
-            files = [{"path": f["path"], "uploadMode": "regular", "shouldIgnore": False, "oid": None} for f in asked]
-            return self.answer(json.dumps({"files": files}).encode())
-        if "/commit/" in self.path:
-            for line in map(json.loads, body.splitlines()):
-                if line["key"] == "file":
-                    self.files[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
-            url = f"http://{self.headers['host']}/somebody/tiny"
-            said = {"commitUrl": f"{url}/commit/{self.COMMIT}", "commitOid": self.COMMIT, "success": True}
-            return self.answer(json.dumps(said).encode())
-        self.answer(
-            json.dumps({"url": f"http://{self.headers['host']}/somebody/tiny", "name": "somebody/tiny"}).encode()
-        )
-
-    def log_message(self, *arguments):
-        pass
+    url = httpserver.url_for("/somebody/tiny")
+    httpserver.expect_request(re.compile("/somebody/tiny/resolve/.*")).respond_with_handler(send)
+    httpserver.expect_request(re.compile(".*/preupload/main")).respond_with_handler(plan)
+    httpserver.expect_request(re.compile(".*/commit/main")).respond_with_handler(receive)
+    httpserver.expect_request("/api/repos/create").respond_with_json({"url": url, "name": "somebody/tiny"})
+    httpserver.expect_request("/api/validate-yaml").respond_with_json({})
+    about = {"id": "somebody/tiny", "sha": commit, "siblings": []}
+    httpserver.expect_request(re.compile("/api/models/.*"), method="GET").respond_with_json(about)
+    return httpserver.url_for("")[:-1], files
 
 
 ROUND_TRIP = """
@@ -165,13 +150,12 @@ assert torch.equal(again(image), model(image))
 """
 
 
-def test_a_round_trip_over_a_server(trained, tmp_path):
+def test_a_round_trip_over_a_server(trained, tmp_path, hub):
     pytest.importorskip("huggingface_hub")
+    address, files = hub
     save_checkpoint(trained, tmp_path / "m.safetensors")
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    environment = os.environ | {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HUB_DISABLE_XET": "1"}
-    environment |= {"HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path / "home"), "PYTHONPATH": str(ROOT)}
+    environment = os.environ | {"HF_ENDPOINT": address, "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0"}
+    environment |= {"HF_HOME": str(tmp_path / "home"), "PYTHONPATH": str(ROOT)}
     command = [
         sys.executable,
         "-W",
@@ -181,10 +165,7 @@ def test_a_round_trip_over_a_server(trained, tmp_path):
         str(tmp_path / "m.safetensors"),
         str(tmp_path / "cache"),
     ]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
-    finally:
-        server.shutdown()
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
     assert done.returncode == 0, done.stderr
-    assert {"README.md", "config.json", "model.safetensors"} <= set(Hub.files)
-    assert b"noise" in Hub.files["README.md"]
+    assert {"README.md", "config.json", "model.safetensors"} <= set(files)
+    assert b"noise" in files["README.md"]
