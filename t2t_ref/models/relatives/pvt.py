@@ -141,8 +141,8 @@ class PVT(Pyramid):
             img_size unless dynamic_img_size resizes the position tables to it
 
     Source:
-        paper, Sec. 3; ``PyramidVisionTransformer`` of the authors' code, with the same state-dict names. Theirs resizes
-        a table only if the *number* of its tokens is not that of stage 1: 28 x 112 for 56 x 56
+        paper, Sec. 3; ``PyramidVisionTransformer`` of the authors' code, with the same state-dict names. There
+        every stage compares its *number* of tokens with that of stage 1, so that 28 x 112 passes for 56 x 56
     """
 
     num_prefix_tokens = 1  # in the last stage
@@ -279,7 +279,7 @@ class PVTVariant:
     model: type[Pyramid] = PVT
 
 
-VARIANTS = {  # paper, Table 1
+VARIANTS = {  # authors' code; Table 1 of the paper has 3 where stage 2 has 4
     "pvt_tiny": PVTVariant(depths=(2, 2, 2, 2)),
     "pvt_small": PVTVariant(depths=(3, 4, 6, 3)),
     "pvt_medium": PVTVariant(depths=(3, 4, 18, 3)),
