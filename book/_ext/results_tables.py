@@ -197,6 +197,16 @@ def bench_kinds(result: dict, pairs: list[str]) -> Found:
     return machine_of(result), came_out, table(head, rows)
 
 
+def bench_memory(result: dict, pairs: list[str]) -> Found:
+    peaks = {(e["case"]["model"], e["case"]["mode"], e["case"]["img_size"]): e["peak_mb"] for e in result["found"]}
+    models, columns = (list(dict.fromkeys(key[part] for key in peaks)) for part in (slice(0, 1), slice(1, 3)))
+    rows = [(f"`{model}`", *(f"{peaks[model, *column]:,.0f}" for column in columns)) for (model,) in models]
+    first, last = columns[0], columns[-1]
+    growth = [peaks[model, *last] / peaks[model, *first] for (model,) in models]
+    came_out = f"{min(growth):.0f} to {max(growth):.0f} times as much at {last[1]} pixels as at {first[1]}"
+    return machine_of(result), came_out, table(["peak, MB", *(f"{mode}, {size}" for mode, size in columns)], rows)
+
+
 def bench_roof(result: dict, pairs: list[str]) -> Found:
     rows = [
         (row["what"], *(f"{row[key] / 1e9:.1f} billion {row['unit']}" for key in ("per_second", "low", "high")))
@@ -306,6 +316,7 @@ BENCHES: dict[str, Callable[[dict, list[str]], Found]] = {
     "pieces": bench_ratios,
     "tokens": bench_ratios,
     "kinds": bench_kinds,
+    "memory": bench_memory,
     "roof": bench_roof,
     "start": bench_start,
 }

@@ -4,6 +4,7 @@
     python -m t2t_ref.bench pieces    each improvement by itself, before and after
     python -m t2t_ref.bench tokens    exact attention and random features, by number of tokens
     python -m t2t_ref.bench kinds     where the time of a forward pass goes, by torch's profiler
+    python -m t2t_ref.bench memory    peak memory of one step against image size, model after model (chapter 24)
     python -m t2t_ref.bench roof      what the machine can do: products and copies a second
     python -m t2t_ref.bench start     import t2t_ref, create a model: each in fresh processes
 
@@ -247,6 +248,14 @@ def bench_kinds(options: argparse.Namespace) -> Iterator[dict]:
             yield {"case": asdict(case), "implementation": implementation, "milliseconds": dict(milliseconds)}
 
 
+def bench_memory(options: argparse.Namespace) -> Iterator[dict]:
+    """The command ``memory``: the peak of one step of the readable form, each in a process of its own."""
+    for case in cases_of(options, ["readable"], options.modes):
+        peak = round(peak_memory("readable", case)["peak"], 1)
+        print(f"{case.model}, {case.mode}, {case.batch} images of {case.img_size} px: {peak:.0f} MB", flush=True)
+        yield {"case": asdict(case), "peak_mb": peak}
+
+
 def bench_roof(options: argparse.Namespace) -> Iterator[dict]:
     """The two limits of a machine: products of matrices that fit its caches, and copies that do not."""
     side, length = 1536, 2**24
@@ -308,6 +317,7 @@ COMMANDS = {
     "pieces": bench_pieces,
     "tokens": bench_tokens,
     "kinds": bench_kinds,
+    "memory": bench_memory,
     "roof": bench_roof,
     "start": bench_start,
 }
@@ -323,13 +333,14 @@ def parser() -> argparse.ArgumentParser:
         command.add_argument("--threads", type=int, default=torch.get_num_threads())
         command.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu: on one thread of a busy machine")
         command.add_argument("--json", help="file to write the numbers to")
-        if name in ("models", "kinds"):
+        if name in ("models", "kinds", "memory"):
             command.add_argument("--models", nargs="+", default=["t2t_vit_14", "t2t_vit_t_14"])
             command.add_argument("--img-size", type=int, nargs="+", default=[224])
             command.add_argument("--batch", type=int, nargs="+", default=[8], help="one for each --img-size")
+        if name in ("models", "memory"):
+            command.add_argument("--modes", nargs="+", choices=("forward", "train"), default=["forward", "train"])
         if name == "models":
             command.add_argument("--implementations", nargs="+", default=["plain", "readable", "fused", "recompute"])
-            command.add_argument("--modes", nargs="+", choices=("forward", "train"), default=["forward", "train"])
             command.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
             command.add_argument("--precision", choices=PRECISIONS, default="float32", help="of autocast")
             command.add_argument("--no-memory", dest="memory", action="store_false")

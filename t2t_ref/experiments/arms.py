@@ -1,4 +1,4 @@
-"""What is compared: every experiment of chapters 11 to 13 as tables of plain values, and the models that they name.
+"""What is compared: the experiments of chapters 11 to 13 and 24 as tables of plain values, and the models they name.
 
 An arm is a table: ``kind`` picks the model, ``ARM_OPTIONS`` are read here, the rest are arguments of the model. An
 :class:`Experiment` is its arms and the terms that hold for all of them.
@@ -85,6 +85,12 @@ MODELS = {
     "vit se": "vit_small_patch16_se",
     "vit ghost": "vit_small_patch16_ghost",
     "resnet": "resnet",  # of this folder
+    "deit": "deit_tiny_patch16_224",
+    "tnt": "tnt_s_patch16_224",
+    "pvt": "pvt_tiny",
+    "pvt v2": "pvt_v2_b0",
+    "swin": "swin_tiny_patch4_window7_224",
+    "patchconvnet": "patchconvnet_s60",
 }
 ARM_OPTIONS = ("kind", "position", "token_attention", "distinct")
 VIT_ARM = dict(kind="vit", qkv_bias=False, **BACKBONE)
@@ -92,6 +98,15 @@ PERFORMER = dict(kind="t2t", tokens_type="performer", **T2T)
 VIT_SINUSOID = VIT_ARM | dict(position="sinusoid")
 CONVOLUTIONS = dict(kind="t2t", tokens_type="convolution", **T2T)
 CENTRED_SIZES = dict(depth=6, num_heads=3)
+PYRAMID = dict(depths=[1, 1, 1, 1], num_heads=[1, 2, 4, 4], mlp_ratios=[2, 2, 2, 2], qkv_bias=True)
+RELATIVES = {  # each as it is, with about the parameters of T2T-ViT
+    "DeiT": dict(kind="deit", **BACKBONE),
+    "TNT": dict(kind="tnt", outer_dim=92, inner_dim=12, depth=4, outer_num_heads=4, inner_num_heads=2, mlp_ratio=2.0),
+    "PVT": dict(kind="pvt", embed_dims=[24, 48, 80, 120], **PYRAMID),
+    "PVT v2": dict(kind="pvt v2", embed_dims=[24, 48, 72, 108], **PYRAMID),
+    "Swin": dict(kind="swin", embed_dim=32, depths=[1, 2, 2], num_heads=[1, 2, 4], window_size=4, mlp_ratio=2.0),
+    "PatchConvNet": dict(kind="patchconvnet", embed_dim=96, depth=9),
+}
 
 ABLATIONS: dict[str, dict[str, dict]] = {
     # what each ingredient adds. T2T comes with a sinusoid and ViT with a learned table, so that the table is an arm of
@@ -108,8 +123,8 @@ ABLATIONS: dict[str, dict[str, dict]] = {
     "deep_narrow": {
         "T2T, deep": PERFORMER | DEEP | dict(depth=9),
         "T2T, wide": PERFORMER | WIDE,
-        "hard split, deep": VIT_ARM | DEEP | dict(depth=10),
-        "hard split, wide": VIT_ARM | WIDE,
+        "hard split, deep": VIT_SINUSOID | DEEP | dict(depth=10),
+        "hard split, wide": VIT_SINUSOID | WIDE,
     },
     "positions": {
         "T2T, sinusoid": PERFORMER,
@@ -219,8 +234,9 @@ EXPERIMENTS = {name: Experiment(arms) for name, arms in ABLATIONS.items()} | {
     # shorter, and with one run for each of three rates
     **{
         name: Experiment(ABLATIONS[name], SHORT, (5e-4, 1e-3, 2e-3), (100,))
-        for name in ("deep_narrow", "positions", "sample_efficiency", "cnn_designs")
+        for name in ("sample_efficiency", "cnn_designs")
     },
+    "relatives": Experiment({"ViT": VIT_ARM, "T2T-ViT": PERFORMER} | RELATIVES),
     "tokenisers": Experiment(ABLATIONS["tokenisers"], watch=silence),
     # two arms of it with twice the seeds: one late start in five is too many for a verdict
     "attention": Experiment(

@@ -312,6 +312,9 @@ def run_experiment(
     for label, values in experiment.arms.items():
         if label not in result["arms"]:
             elsewhere = found_elsewhere(folder, values, fresh)
+            if elsewhere:  # it may have more seeds than are asked for here
+                runs = [done for done in elsewhere["runs"] if done["seed"] in experiment.seeds]
+                elsewhere = elsewhere | dict(runs=runs)
             if elsewhere and (experiment.look or experiment.keep or experiment.watch):
                 elsewhere = elsewhere | dict(rate=None, runs=[])  # the search holds; what is looked at is missing
             result["arms"][label] = elsewhere or new_arm(values, experiment.recipe)

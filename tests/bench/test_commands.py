@@ -15,7 +15,7 @@ def nothing_measured(monkeypatch):
     def measure(*arguments, **options):
         raise AssertionError("this was found too late")
 
-    for name in ("interleave", "build", "pieces"):
+    for name in ("interleave", "build", "pieces", "peak_memory"):
         monkeypatch.setattr(commands, name, measure)
 
 
@@ -25,6 +25,7 @@ def nothing_measured(monkeypatch):
         ("models --models t2t_vit_15", "unknown model 't2t_vit_15': did you mean 't2t_vit_1"),
         ("kinds --models t2t_vit_7 vit", "unknown model 'vit'"),
         ("models --implementations plain quick", "unknown implementation 'quick': known are plain, readable, fused"),
+        ("memory --models t2t_vit_7 --img-size 64 2 --batch 1 1", "a 7x7 window does not fit in an image of 2x2"),
         ("models --rounds 2", "rounds is 2, expected at least 3"),
         ("start --rounds 0", "rounds is 0, expected at least 3"),
         ("models --img-size 64 96 --batch 1", "found 1 --batch for 2 --img-size, expected one for each"),
