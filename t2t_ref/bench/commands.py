@@ -329,9 +329,10 @@ def parser() -> argparse.ArgumentParser:
     commands = described.add_subparsers(dest="command", required=True)
     for name in COMMANDS:
         command = commands.add_parser(name)
-        command.add_argument("--rounds", type=int, default=15, help="repetitions of each candidate, at least 3")
+        if name != "memory":  # which takes no times
+            command.add_argument("--rounds", type=int, default=15, help="repetitions of each candidate, at least 3")
+            command.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu: on one thread of a busy machine")
         command.add_argument("--threads", type=int, default=torch.get_num_threads())
-        command.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu: on one thread of a busy machine")
         command.add_argument("--json", help="file to write the numbers to")
         if name in ("models", "kinds", "memory"):
             command.add_argument("--models", nargs="+", default=["t2t_vit_14", "t2t_vit_t_14"])
@@ -357,7 +358,8 @@ def check_options(options: argparse.Namespace) -> None:
         ValueError
         ImportError: without matplotlib, if a picture is asked for
     """
-    check_rounds(options.rounds)
+    if "rounds" in options:
+        check_rounds(options.rounds)
     if options.threads < 1:
         raise ValueError(f"threads is {options.threads}, expected at least 1")
     for path in filter(None, (options.json, getattr(options, "picture", None))):
@@ -392,8 +394,9 @@ def main(arguments: list[str]) -> int:
         failed, status = "interrupted", 130
     if options.json and (found or not failed):
         threads = [] if "--threads" in arguments else ["--threads", str(options.threads)]
+        clock = {"clock": options.clock} if "clock" in options else {}
         command = " ".join(["python -m t2t_ref.bench", *arguments, *threads])
-        content = {"command": command, "machine": machine() | {"clock": options.clock}, "found": found}
+        content = {"command": command, "machine": machine() | clock, "found": found}
         write(options.json, content | ({"failed": failed} if failed else {}))
     if getattr(options, "picture", None) and found:
         picture(found, options.picture)

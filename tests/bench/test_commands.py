@@ -53,6 +53,13 @@ def test_what_is_no_command_is_refused_with_the_usage(arguments, nothing_measure
     assert ended.value.code == 2 and "invalid choice" in capsys.readouterr().err
 
 
+def test_memory_is_taken_once_and_on_no_clock(nothing_measured, capsys):
+    for option in ("--rounds 5", "--clock cpu"):
+        with pytest.raises(SystemExit):
+            bench.main(f"memory {option}".split())
+        assert f"unrecognized arguments: {option}" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "error, said, status",
     [
