@@ -1,10 +1,9 @@
-"""The book's colours, its plot style, the map of the model (chapter 1), and runs as symbols. Needs matplotlib.
+"""The book's colours, its plot style and the map of the model (chapter 1). Needs matplotlib.
 
 What imports it does so inside a function, so that the package can be used without matplotlib.
 """
 
 import html
-from collections.abc import Callable
 from functools import cache
 
 import matplotlib.pyplot as plt
@@ -34,35 +33,6 @@ def use_style() -> None:
 
     set_matplotlib_formats("retina")
     plt.rcParams.update(STYLE)
-
-
-def show_runs(arms: dict[str, dict], marks: Callable[[str], tuple[str, str]], low: int | float) -> None:
-    """A row for each arm of an experiment: its runs, their mean, and its 95 % interval (chapters 12 and 24).
-
-    Args:
-        arms: those of a file of results, by label
-        marks: colour and symbol for a label
-
-    Units:
-        low is per cent, the left end of the axis
-
-    Raises:
-        ValueError: for a run left of the axis
-    """
-    from t2t_ref.experiments.intervals import accuracies, mean_interval  # SciPy: most chapters do without
-
-    _, axis = plt.subplots(figsize=(6.4, 0.9 + 0.36 * len(arms)))
-    for row, (label, arm) in enumerate(arms.items()):
-        runs, (colour, symbol) = list(accuracies(arm).values()), marks(label)
-        if min(runs) < low:
-            raise ValueError(f"a run of {label!r} has {min(runs)} %, left of the axis, which begins at {low}")
-        mean, half = mean_interval(runs)
-        axis.plot([mean - half, mean + half], [row, row], color=colour, linewidth=7, alpha=0.3)
-        axis.plot([mean, mean], [row - 0.3, row + 0.3], color=colour, linewidth=2)
-        axis.plot(runs, [row] * len(runs), symbol, color=colour, markersize=4)
-    axis.set(xlabel="test accuracy, %", xlim=(low, 100), ylim=(len(arms) - 0.4, -0.6))
-    axis.set_yticks(range(len(arms)), list(arms))
-    plt.show()
 
 
 class Svg(str):

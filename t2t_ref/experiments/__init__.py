@@ -10,7 +10,7 @@ from t2t_ref.experiments.arms import (
     performers,
     recipe_of,
 )
-from t2t_ref.experiments.intervals import accuracies, mean_interval, paired_interval, summary
+from t2t_ref.experiments.intervals import accuracies, mean_interval, paired_interval, show_runs, summary
 from t2t_ref.experiments.runs import held_out, normalise, run, run_experiment, train_arm
 
 EXPERIMENTS = arms.EXPERIMENTS | {"what_it_sees": what_it_sees.EXPERIMENT}
@@ -33,6 +33,7 @@ __all__ = [
     "recipe_of",
     "run",
     "run_experiment",
+    "show_runs",
     "summary",
     "train_arm",
 ]

@@ -1,6 +1,6 @@
-"""What a few runs can say: means, differences seed by seed, and their intervals (chapter 12)."""
+"""What a few runs can say: means, differences seed by seed, their intervals, and a plot of them (chapter 12)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 
 def accuracies(arm: dict) -> dict[int, float]:
@@ -54,3 +54,32 @@ def summary(result: dict) -> list[dict]:
         sizes = dict(parameters=arm["parameters"], macs=arm["macs"], rate=arm["rate"])
         rows.append(dict(label=label, **sizes, mean=mean, half=half, seconds=seconds))
     return rows
+
+
+def show_runs(arms: dict[str, dict], marks: Callable[[str], tuple[str, str]], low: int | float) -> None:
+    """A row for each arm of an experiment: its runs, their mean, and its 95 % interval (chapters 12 and 24).
+
+    Args:
+        arms: those of a file of results, by label
+        marks: colour and symbol for a label
+
+    Units:
+        low is per cent, the left end of the axis
+
+    Raises:
+        ValueError: for a run left of the axis
+    """
+    import matplotlib.pyplot as plt
+
+    _, axis = plt.subplots(figsize=(6.4, 0.9 + 0.36 * len(arms)))
+    for row, (label, arm) in enumerate(arms.items()):
+        runs, (colour, symbol) = list(accuracies(arm).values()), marks(label)
+        if min(runs) < low:
+            raise ValueError(f"a run of {label!r} has {min(runs)} %, left of the axis, which begins at {low}")
+        mean, half = mean_interval(runs)
+        axis.plot([mean - half, mean + half], [row, row], color=colour, linewidth=7, alpha=0.3)
+        axis.plot([mean, mean], [row - 0.3, row + 0.3], color=colour, linewidth=2)
+        axis.plot(runs, [row] * len(runs), symbol, color=colour, markersize=4)
+    axis.set(xlabel="test accuracy, %", xlim=(low, 100), ylim=(len(arms) - 0.4, -0.6))
+    axis.set_yticks(range(len(arms)), list(arms))
+    plt.show()

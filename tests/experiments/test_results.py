@@ -5,11 +5,21 @@ import json
 import random
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import pytest
 import torch
 from scipy import stats
 
-from t2t_ref.experiments import EXPERIMENTS, accuracies, build_model, mean_interval, paired_interval, runs, summary
+from t2t_ref.experiments import (
+    EXPERIMENTS,
+    accuracies,
+    build_model,
+    mean_interval,
+    paired_interval,
+    runs,
+    show_runs,
+    summary,
+)
 from t2t_ref.inspection import count_macs, count_parameters
 
 RESULTS = Path(__file__).resolve().parents[2] / "results"
@@ -153,3 +163,20 @@ def test_summary_has_a_row_for_each_arm():
     assert one["label"] == "one" and one["mean"] == 72.0 and one["seconds"] == 1.0 + 2 * 2.5
     assert one["half"] == pytest.approx(stats.t.ppf(0.975, 1) * 2.0)
     assert (other["half"], other["parameters"], other["macs"], other["rate"]) == (0.0, 7, 9, 1e-3)
+
+
+def test_runs_are_drawn_with_their_mean_and_none_outside(monkeypatch):
+    monkeypatch.setattr(plt, "show", lambda: None)
+    runs = [dict(seed=seed, accuracy=accuracy) for seed, accuracy in enumerate((70.0, 72.0, 75.0))]
+    arms = {"arm": dict(runs=runs)}
+    with pytest.raises(ValueError, match="a run of 'arm' has 70.0 %, left of the axis, which begins at 71"):
+        show_runs(arms, lambda label: ("black", "o"), low=71)
+    plt.close("all")
+    show_runs(arms, lambda label: ("black", "o"), low=60)
+    interval, mean, points = plt.gca().lines
+    centre = (70 + 72 + 75) / 3
+    assert list(mean.get_xdata()) == pytest.approx([centre] * 2)
+    low, high = interval.get_xdata()
+    assert low < 70 and high > 75 and (low + high) / 2 == pytest.approx(centre)
+    assert list(points.get_xdata()) == [70.0, 72.0, 75.0]
+    plt.close("all")

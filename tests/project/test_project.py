@@ -347,22 +347,3 @@ def test_bounds_are_loose_and_pins_are_exact():
         if line and not line.startswith("-c"):
             name, version = line.split("==")
             assert name == "torch" or pins[name] == version  # torch has builds of one version, hence no constraint
-
-
-def test_runs_are_drawn_with_their_mean_and_none_outside(monkeypatch):
-    from t2t_ref.book import figures
-
-    monkeypatch.setattr(figures.plt, "show", lambda: None)
-    runs = [dict(seed=seed, accuracy=accuracy) for seed, accuracy in enumerate((70.0, 72.0, 75.0))]
-    arms = {"arm": dict(runs=runs)}
-    with pytest.raises(ValueError, match="a run of 'arm' has 70.0 %, left of the axis, which begins at 71"):
-        figures.show_runs(arms, lambda label: (figures.TOKEN, "o"), low=71)
-    figures.plt.close("all")
-    figures.show_runs(arms, lambda label: (figures.TOKEN, "o"), low=60)
-    interval, mean, points = figures.plt.gca().lines
-    centre = (70 + 72 + 75) / 3
-    assert list(mean.get_xdata()) == pytest.approx([centre] * 2)
-    low, high = interval.get_xdata()
-    assert low < 70 and high > 75 and (low + high) / 2 == pytest.approx(centre)
-    assert list(points.get_xdata()) == [70.0, 72.0, 75.0]
-    figures.plt.close("all")
