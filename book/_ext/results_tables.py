@@ -75,8 +75,7 @@ def verdict(arms: dict, pair: str) -> tuple[str, str, str]:
 def ran_with(result: dict) -> list[str]:
     seeds = dict.fromkeys(plain(accuracies(arm)) for arm in result["arms"].values())
     found = [f"{name} {version}" for name, version in result["versions"].items()]
-    found.append(f"seeds {' or '.join(seeds)}")
-    return found + [result["recipe"]["loop"]] if "loop" in result["recipe"] else found
+    return [*found, f"seeds {' or '.join(seeds)}"]
 
 
 def experiment(result: dict, pairs: list[str]) -> Found:

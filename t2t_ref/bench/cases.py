@@ -235,6 +235,9 @@ def highest_memory(device: str) -> int:
 
     On Linux VmHWM is read, which begins anew with each program. The ru_maxrss of the resource module would begin with
     the size of the parent, and hide a child that is smaller.
+
+    Raises:
+        ValueError: on Windows, which counts otherwise
     """
     if torch.device(device).type == "cuda":
         return torch.cuda.max_memory_allocated()
@@ -242,7 +245,10 @@ def highest_memory(device: str) -> int:
     if status.exists():
         (line,) = [line for line in status.read_text(encoding="utf-8").splitlines() if line.startswith("VmHWM")]
         return int(line.split()[1]) * 1024
-    import resource  # not on Windows
+    try:
+        import resource
+    except ImportError:  # on Windows
+        raise ValueError("this system does not say how much memory a process has taken: use Linux or macOS") from None
 
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

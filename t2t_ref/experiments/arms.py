@@ -40,7 +40,6 @@ def scattered(contrast: float, **changes) -> Recipe:
 
 
 LONG = scattered(DATA["contrast"], epochs=8, epoch_samples=5000, batch_size=50)  # 40,000 images
-SHORT = scattered(DATA["contrast"], epochs=8, epoch_samples=1500, batch_size=50)  # 12,000 images
 CENTRED = find_recipe("digits", dict(epochs=10, smoothing=0.0, test_split="val"))  # 1,184 images, ten times
 
 
@@ -84,6 +83,7 @@ MODELS = {
     "vit": "vit_small_patch16",
     "vit se": "vit_small_patch16_se",
     "vit ghost": "vit_small_patch16_ghost",
+    "vit dense": "vit_small_patch16_dense",
     "resnet": "resnet",  # of this folder
     "deit": "deit_tiny_patch16_224",
     "tnt": "tnt_s_patch16_224",
@@ -97,6 +97,9 @@ VIT_ARM = dict(kind="vit", qkv_bias=False, **BACKBONE)
 PERFORMER = dict(kind="t2t", tokens_type="performer", **T2T)
 VIT_SINUSOID = VIT_ARM | dict(position="sinusoid")
 CONVOLUTIONS = dict(kind="t2t", tokens_type="convolution", **T2T)
+DENSE = {name: value for name, value in VIT_SINUSOID.items() if name != "depth"} | dict(  # of about equal size
+    kind="vit dense", embed_dim=80, depths=[2, 2], growth_rate=32
+)
 CENTRED_SIZES = dict(depth=6, num_heads=3)
 PYRAMID = dict(depths=[1, 1, 1, 1], num_heads=[1, 2, 4, 4], mlp_ratios=[2, 2, 2, 2], qkv_bias=True)
 RELATIVES = {  # each as it is, with about the parameters of T2T-ViT
@@ -135,20 +138,17 @@ ABLATIONS: dict[str, dict[str, dict]] = {
         "hard split, none": VIT_ARM | dict(position="none"),
     },
     "sample_efficiency": {
-        **{f"T2T, {n} images": PERFORMER | dict(distinct=n) for n in (1000, 2000, 4000)},
-        "T2T, endless": PERFORMER,
-        **{f"hard split, {n} images": VIT_ARM | dict(distinct=n) for n in (1000, 2000, 4000)},
-        "hard split, endless": VIT_ARM,
+        f"{name}, {'endless' if n is None else f'{n} images'}": arm if n is None else arm | dict(distinct=n)
+        for name, arm in {"T2T": PERFORMER, "hard split": VIT_SINUSOID, "convolutions": CONVOLUTIONS}.items()
+        for n in (1000, 5000, None)
     },
     "cnn_designs": {
-        "hard split, plain": VIT_ARM,
-        "hard split, SE": VIT_ARM | dict(kind="vit se"),
-        "hard split, 12 heads": VIT_ARM | dict(num_heads=12),
-        "hard split, ghost": VIT_ARM | dict(kind="vit ghost"),
-        "hard split, slim": VIT_ARM | SLIM,
-        "T2T, plain": PERFORMER,
-        "T2T, ghost": PERFORMER | dict(kind="t2t ghost"),
-        "T2T, slim": PERFORMER | SLIM,
+        "plain": VIT_SINUSOID,
+        "SE": VIT_SINUSOID | dict(kind="vit se"),
+        "12 heads": VIT_SINUSOID | dict(num_heads=12),
+        "ghost": VIT_SINUSOID | dict(kind="vit ghost"),
+        "slim": VIT_SINUSOID | SLIM,
+        "dense": DENSE,
     },
 }
 
@@ -231,11 +231,6 @@ def silent_shares(model: nn.Module, image: Float[Tensor, "b c h w"], epsilon: fl
 
 
 EXPERIMENTS = {name: Experiment(arms) for name, arms in ABLATIONS.items()} | {
-    # shorter, and with one run for each of three rates
-    **{
-        name: Experiment(ABLATIONS[name], SHORT, (5e-4, 1e-3, 2e-3), (100,))
-        for name in ("sample_efficiency", "cnn_designs")
-    },
     "relatives": Experiment({"ViT": VIT_ARM, "T2T-ViT": PERFORMER} | RELATIVES),
     "tokenisers": Experiment(ABLATIONS["tokenisers"], watch=silence),
     # two arms of it with twice the seeds: one late start in five is too many for a verdict

@@ -260,7 +260,7 @@ def test_a_bad_file_is_named_once_however_the_processes_started(tmp_path, caplog
     finally:
         multiprocessing.set_start_method(before, force=True)
     assert labels.tolist() == [-1] + [0] * 4 + [1] * 4
-    named = sorted(r.getMessage().split(" cannot be read")[0].rpartition("/")[2] for r in caplog.records)
+    named = sorted(re.split(r"[\\/]", r.getMessage().split(" cannot be read")[0])[-1] for r in caplog.records)
     assert named == ["a_bad_one.JPEG", "cut_off.jpg", "empty.jpg", "text.jpg"]
     assert {record.name for record in caplog.records} == {"t2t_ref.data.reading"}
 

@@ -77,8 +77,9 @@ def test_arms_that_shall_be_equal_in_size_are():
     for kind in ("T2T", "hard split"):
         deep, wide = (sizes["deep_narrow"][f"{kind}, {shape}"] for shape in ("deep", "wide"))
         assert abs(deep / wide - 1) < 0.01
-        ghost, slim = (sizes["cnn_designs"][f"{kind}, {design}"] for design in ("ghost", "slim"))
-        assert abs(ghost / slim - 1) < 0.05
+    designs = sizes["cnn_designs"]
+    assert abs(designs["ghost"] / designs["slim"] - 1) < 0.05
+    assert all(abs(designs[name] / designs["plain"] - 1) < 0.02 for name in ("SE", "12 heads", "dense"))
     assert len(sizes["relatives"]) == 8
     assert all(abs(size / sizes["relatives"]["T2T-ViT"] - 1) < 0.03 for size in sizes["relatives"].values())
 
@@ -95,7 +96,6 @@ def test_tokenisers_differ_in_how_tokens_are_made_and_in_nothing_else(name):
 def test_every_experiment_spends_what_it_says():
     seen = {name: runs.describe(name, experiment)["training"]["samples"] for name, experiment in EXPERIMENTS.items()}
     assert seen.pop("digits") == 10 * 37 * 32
-    assert {seen.pop(name) for name in ("sample_efficiency", "cnn_designs")} == {12_000}
     assert set(seen.values()) == {40_000}
     with pytest.raises(ValueError, match="unknown kind of model 'vit sea'.*did you mean 'vit se'"):
         recipe_of(TINY | dict(kind="vit sea"), 1e-3, 0)
@@ -114,6 +114,7 @@ def test_positions():
 
 def test_without_attention_a_t2t_layer_sees_its_own_token_alone():
     """A change of one pixel reaches the tokens whose windows hold it and no others, before training and after."""
+    torch.manual_seed(0)
     arm = PERFORMER | dict(token_attention=False)
     image = torch.rand(1, 3, 64, 64)
     other = image.clone()
@@ -125,7 +126,7 @@ def test_without_attention_a_t2t_layer_sees_its_own_token_alone():
         assert changed[0, 0] and not changed[0, 1:].any()
     with torch.no_grad():
         whole = build_model(PERFORMER).eval()
-        assert (whole.tokens_to_token(image) != whole.tokens_to_token(other)).all()
+        assert (whole.tokens_to_token(image) != whole.tokens_to_token(other)).any(dim=-1).all()
 
 
 def test_silence_is_counted_as_the_layer_computes_it():

@@ -25,19 +25,13 @@ from t2t_ref.inspection import count_macs, count_parameters
 RESULTS = Path(__file__).resolve().parents[2] / "results"
 
 
-def is_older(result: dict) -> bool:
-    """Made before all experiments had one driver: the budget is the same, the recipe is not, and the file says so."""
-    return "loop" in result["recipe"]
-
-
 def problems(name: str, result: dict) -> list[str]:
     """What is missing in the file of an experiment, or differs from the code that should have made it."""
-    experiment, found, older = EXPERIMENTS[name], [], is_older(result)
+    experiment, found = EXPERIMENTS[name], []
     fresh = runs.describe(name, experiment)
     if result["experiment"] != name or result["command"] != fresh["command"]:
         found.append("command")
-    found += [key for key in runs.TERMS if not older and result[key] != fresh[key]]
-    found += [key for key in ("samples", "rates", "tested") if result["training"][key] != fresh["training"][key]]
+    found += [key for key in runs.TERMS if result[key] != fresh[key]]
     if not all(result["versions"].get(key) for key in ("python", "torch")) or "thread" not in result["device"]:
         found.append("versions or device")
     if list(result["arms"]) != list(experiment.arms):

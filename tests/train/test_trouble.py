@@ -116,6 +116,8 @@ class Slow(torch.utils.data.Dataset):
 @pytest.fixture
 def started_by(request):
     """How processes are started, for one test."""
+    if sys.platform != "linux":
+        pytest.skip("Windows has neither way, and a fork of a process that has computed is unsafe on macOS")
     before = multiprocessing.get_start_method(allow_none=True)
     multiprocessing.set_start_method(request.param, force=True)
     yield request.param
@@ -293,7 +295,10 @@ def test_a_move_that_cannot_be_checked_is_refused(photos, tmp_path):
         torch.save(content, path)
     moved(recipe, photos, tmp_path)
     link = tmp_path / "link"
-    link.symlink_to(photos)
+    try:
+        link.symlink_to(photos)
+    except OSError as error:
+        pytest.skip(f"no links here: {error}")
     with pytest.raises(CannotStart, match="another recipe: data was"):
         moved(recipe, link, tmp_path)
 
