@@ -16,6 +16,13 @@ for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):  # inherited by the kernels:
     os.environ.setdefault(name, "1")  # no fight for cores between two workers
 os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")  # or the kernel warns about frozen modules
 
+# what takes longest begins first, so that no worker is left alone with it at the end
+LONGEST = (
+    "test_export.py", "17-many-gpus.ipynb", "24-side-by-side.ipynb", "14-released-weights.ipynb", "test_parity.py",
+    "test_evaluate.py", "11-training.ipynb", "15-what-it-sees.ipynb", "16-fast-and-small.ipynb", "test_processes.py",
+    "test_experiments.py", "test_train.py", "test_trouble.py", "08-transformer-blocks.ipynb",
+)  # fmt: skip
+
 BLOCKS_PER_SIDE, BLOCK_DIFFERENCE, SHARE_OF_BLOCKS = 32, 0.1, 0.01
 
 
@@ -43,6 +50,11 @@ def figures_differ(new_outputs, stored_outputs, tolerance=SHARE_OF_BLOCKS):
         if share > tolerance:
             return f"figure {number}: {share:.1%} of it differs from the stored one"
     return None
+
+
+def pytest_collection_modifyitems(items):
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.name, len(places)))
 
 
 def pytest_configure(config):

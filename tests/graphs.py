@@ -11,6 +11,7 @@ import json
 import sys
 import traceback
 from copy import deepcopy
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -87,30 +88,38 @@ def onnx(model, folder):
         torch.testing.assert_close(torch.from_numpy(logits), model(images), atol=2e-5, rtol=0)
 
 
+@cache
+def whole(form, folder):
+    """A small model in float32: its file, and what was found when it was written."""
+    from t2t_ref.train.export import export
+
+    path = folder / f"whole.{form}"
+    return path, export(small(fused=False), path)
+
+
 def written(form, folder):
     """By the command itself: it has compared the graph with the model, at several sizes where they are free."""
     from t2t_ref import save_checkpoint
-    from t2t_ref.train.export import export, main
+    from t2t_ref.train.export import main
 
     save_checkpoint(small(fused=False), folder / "m.safetensors")
     path, free = folder / f"model.{form}", ["--dynamic-size"] * (form == "onnx")
     assert main([str(path), "--weights", str(folder / "m.safetensors"), *free]) == 0
     assert path.stat().st_size > 10_000
-    found = export(small(fused=False), path)
+    _, found = whole(form, folder)
     assert not found.free_size and 0 <= found.difference < 1e-4
 
 
 def smaller(form, precision, folder):
     """In fewer bits: a smaller file, another function, and near the model."""
     from t2t_ref import save_checkpoint
-    from t2t_ref.train.export import TOLERANCES, export, largest_difference, main, runner
+    from t2t_ref.train.export import TOLERANCES, largest_difference, main, runner
 
     model, path = small(fused=False), folder / f"small-{precision}.{form}"
     save_checkpoint(model, folder / "m.safetensors")
-    export(model, folder / f"whole.{form}")
     assert main([str(path), "--weights", str(folder / "m.safetensors"), "--precision", precision]) == 0
     weights = sum(entry.nbytes for entry in model.state_dict().values())
-    saved = ((folder / f"whole.{form}").stat().st_size - path.stat().st_size) / weights
+    saved = (whole(form, folder)[0].stat().st_size - path.stat().st_size) / weights
     assert saved > {"bfloat16": 0.4, "int8": 0.6}[precision], saved  # 0.5 and 0.75 without what is kept
     run = runner(path, {"pt2": "torch-export"}.get(form, form))
     assert run(images_for(model)).dtype == torch.float32

@@ -81,15 +81,20 @@ def spoil_chapter(text: str, mistake: Mistake, names: list[str]) -> tuple[str, i
     """
     if not names:  # a line of a table, or the like
         return text, 0
+    notebook = jupytext.reads(text, fmt="md:myst")
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    spoiled = spoil_cells([cell.source for cell in code], mistake, names)
+    changed = sum(cell.source != source for cell, source in zip(code, spoiled, strict=True))
+    for cell, source in zip(code, spoiled, strict=True):
+        cell.source = source
+    return jupytext.writes(notebook, fmt="md:myst"), changed
+
+
+def spoil_cells(sources: list[str], mistake: Mistake, names: list[str]) -> list[str]:
+    """Cells of code, with the mistake in those that define what is named."""
     methods = "|".join(map(re.escape, names[1:]))
     definition = rf"^(?:class|def) {re.escape(names[0])}\b" + (rf"|^def (?:{methods})\(self\b" if methods else "")
-    notebook, changed = jupytext.reads(text, fmt="md:myst"), 0
-    for cell in notebook.cells:
-        if cell.cell_type == "code" and re.search(definition, cell.source, re.M):
-            spoiled = spoil(cell.source, mistake)
-            changed += spoiled != cell.source
-            cell.source = spoiled
-    return jupytext.writes(notebook, fmt="md:myst"), changed
+    return [spoil(source, mistake) if re.search(definition, source, re.M) else source for source in sources]
 
 
 def chapter_of(root: Path, number: int) -> Path | None:

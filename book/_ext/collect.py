@@ -12,6 +12,7 @@ is typed twice. A box that cannot be placed is an error, and so a failed build.
 import posixpath
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -40,6 +41,7 @@ class Box(NamedTuple):
     text: str  # Markdown, links as they stand in the chapter
 
 
+@cache
 def parse(text: str) -> list[SyntaxTreeNode]:
     """The top-level blocks of a chapter. Its code is fenced, so no comment is taken for a heading."""
     parser = MarkdownIt("commonmark").enable("table").use(front_matter_plugin).use(dollarmath_plugin)

@@ -1,6 +1,7 @@
 """The form of the chapters: what a reader finds at the same place in each of them."""
 
 import re
+from functools import cache
 from pathlib import Path
 
 import jupytext
@@ -12,6 +13,7 @@ EXERCISE = re.compile(r"> \*\*Exercise (\d+)\.(\d) \((predict|change|explain), (
 SOLUTION = re.compile(r"# @title (Solution|Answer|A check)|<summary>(Solution|Answer|What you should see)</summary>")
 
 
+@cache
 def texts(source: str) -> list[str]:
     """The Markdown of a chapter, cell by cell."""
     return [cell.source for cell in jupytext.reads(source, fmt="md:myst").cells if cell.cell_type == "markdown"]

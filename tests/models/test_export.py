@@ -1,4 +1,4 @@
-"""Out of Python: the checks of graphs.py, those of a kind in one child."""
+"""Out of Python: the checks of graphs.py, all of them in one child."""
 
 import json
 import os
@@ -14,9 +14,9 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @cache
-def outcome(kind, folder):
-    """What went wrong in each check of a kind."""
-    names = [name for name in graphs.CHECKS if name.startswith(kind) and not graphs.cannot(name)]
+def outcome(folder):
+    """What went wrong in each check."""
+    names = [name for name in graphs.CHECKS if not graphs.cannot(name)]
     command = [sys.executable, "-W", "ignore", str(ROOT / "tests" / "graphs.py"), str(folder), *names]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
@@ -24,11 +24,9 @@ def outcome(kind, folder):
     return json.loads(done.stdout.splitlines()[-1])
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.xdist_group(name.split()[0])) for name in graphs.CHECKS]
-)
+@pytest.mark.parametrize("name", graphs.CHECKS)
 def test_the_graph_computes_the_same(name, tmp_path_factory):
     if reason := graphs.cannot(name):
         pytest.skip(reason)
-    found = outcome(name.split()[0], tmp_path_factory.getbasetemp())[name]
+    found = outcome(tmp_path_factory.getbasetemp())[name]
     assert not found, found

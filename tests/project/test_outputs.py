@@ -88,8 +88,9 @@ def test_a_figure_with_a_tolerance_of_its_own_is_still_compared():
 
 
 def test_the_tolerance_of_a_cell_survives_in_the_notebook():
+    figures = list(live_figures())
     for source in sorted((ROOT / "book").glob("[0-9][0-9]-*.md")):
         cells = jupytext.read(source, fmt="md:myst").cells
         written = [cell.metadata.get("mystnb", {}).get("figure_tolerance") for cell in cells]
-        here = [tolerance for chapter, tolerance, _ in live_figures() if chapter == source.stem]
+        here = [tolerance for chapter, tolerance, _ in figures if chapter == source.stem]
         assert [tolerance for tolerance in written if tolerance is not None] == here

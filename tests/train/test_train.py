@@ -309,7 +309,7 @@ def test_a_model_with_two_heads_is_trained_and_evaluated():
 # ---- what it writes
 
 
-def test_the_folder_of_a_run(tmp_path):
+def test_the_folder_of_a_run(tmp_path, drawn):
     result = trained(output=tmp_path / "new" / "run")
     folder = tmp_path / "new" / "run"
     assert sorted(p.name for p in folder.iterdir()) == [
@@ -665,7 +665,7 @@ def test_print_recipe_shows_every_field_and_trains_nothing(capsys):
     assert shown["weight-decay"].startswith("0.065 ") and shown["ema-decay"].startswith("0.99996")
 
 
-def test_the_command_line_trains(tmp_path, capsys):
+def test_the_command_line_trains(tmp_path, capsys, drawn):
     words = [
         "--cpu",
         "--output",

@@ -320,5 +320,5 @@ def test_model(name):
         agrees(second.detach(), record["train_mode"]["logits_dist"])
 
     with torch.no_grad():
-        single = fill(model, torch.float32)(image.float()).double()
+        single = model.float()(image.float()).double()
     assert (single - logits.detach()).abs().max() < 2e-5
