@@ -110,6 +110,21 @@ def written(form, folder):
     assert not found.free_size and 0 <= found.difference < 1e-4
 
 
+def older(folder):
+    """As before torch 2.6, which has named dimensions alone: a free number of images, and sides that stay."""
+    from t2t_ref.train.export import trace
+
+    model, dim = small(fused=False), torch.export.Dim
+    torch.export.Dim = lambda name: dim(name)
+    try:
+        free, program = trace(model, free_size=True)
+    finally:
+        torch.export.Dim = dim
+    assert not free
+    images = images_for(model, 5)
+    torch.testing.assert_close(program.module()(images), model(images))
+
+
 def smaller(form, precision, folder):
     """In fewer bits: a smaller file, another function, and near the model."""
     from t2t_ref import save_checkpoint
@@ -163,6 +178,7 @@ FREE = ("t2t_vit_7", "t2t_vit_t_14", "deit_small_patch16")
 CHECKS |= {f"export free {name}": lambda folder, n=name: free(n, folder) for name in FREE}
 CHECKS |= {f"onnx {name}": lambda folder, n=name: onnx(variant(n), folder) for name in ("t2t_vit_7", "t2t_vit_t_14")}
 CHECKS |= {f"compile {name}": lambda folder, n=name: compiled(design(n), folder) for name in DESIGNS}
+CHECKS |= {"written older": older}
 CHECKS |= {f"written {form}": lambda folder, f=form: written(f, folder) for form in ("onnx", "pt2")}
 LOWER = (("onnx", "bfloat16"), ("onnx", "int8"), ("pt2", "bfloat16"))
 CHECKS |= {f"written {f} {p}": lambda folder, f=f, p=p: smaller(f, p, folder) for f, p in LOWER}
