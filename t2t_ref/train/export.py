@@ -152,11 +152,11 @@ def trace(
     Raises:
         ValueError: if torch cannot trace it, in torch's words
     """
-    dynamic = getattr(torch.export.Dim, "DYNAMIC", None) or torch.export.Dim("batch")
-    free_size = free_size and hasattr(torch.export.Dim, "DYNAMIC")  # since torch 2.6
+    dynamic = getattr(torch.export.Dim, "DYNAMIC", None)  # since torch 2.6; a named one is for the batch alone
+    free_size = free_size and dynamic is not None
     # not at its own size, where the table of positions is taken as it is
     images = example(model, 2, larger=int(free_size))
-    free = {axis: dynamic for axis in ((0, 2, 3) if free_size else (0,))}
+    free = {axis: dynamic or torch.export.Dim("batch") for axis in ((0, 2, 3) if free_size else (0,))}
     try:
         return free_size, torch.export.export(traced or model, (images,), dynamic_shapes=(free,))
     except Exception as error:
