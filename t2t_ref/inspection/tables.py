@@ -185,10 +185,15 @@ def shape_table(model: nn.Module, image: Tensor | tuple, *, depth: int = 2) -> S
         output = model(*inputs)
 
     tensors = alone(tensors_of(output))
+    # the model's own annotation knows better than those of its last layers, and all heads give what the model gives
     if stages and [tuple(tensor.shape) for _, tensor in tensors] == latest:
-        for number, (_, tensor) in enumerate(tensors):  # the model's own annotation knows better than the last layer's
+        for number, (_, tensor) in enumerate(tensors):
             row = number - len(tensors)
             rows[row] = replace(rows[row], axes=axes_of(model, number, tensor))
+        heads, last = getattr(model, "head_names", ()), rows[-1]
+        rows[:] = [
+            replace(row, axes=last.axes) if (row.name in heads and row.shape == last.shape) else row for row in rows
+        ]
     else:
         write("(output)", type(model).__name__, tensors, lambda number, tensor: axes_of(model, number, tensor))
     in_stages = {id(entry) for module in stages.values() for entry in numbers_of(module).values()}

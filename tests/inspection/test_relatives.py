@@ -57,3 +57,5 @@ def test_tables_and_counts_take_every_relative(model):
     assert table[-1].shape in ((2, 10), ()) and len(table) > 5
     assert sum(row.parameters for row in table) == count_parameters(model)
     assert count_macs(model, image) == count_macs(model, image[:1]) > 0
+    heads = [row for row in table if row.name in model.head_names]
+    assert [row.axes for row in heads] == ["b classes"] * len(model.head_names)

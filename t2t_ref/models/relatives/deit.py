@@ -34,7 +34,7 @@ class DistilledViT(ViT):
         adds the two softmaxes, the released code averages logits, and so do we
     """
 
-    door_notes = ViT.door_notes | {"head_dist": "distillation token alone"}
+    door_notes = ViT.door_notes | {"pos_drop": "both tokens, positions", "head_dist": "distillation token alone"}
     head_names = ("head", "head_dist")
     num_prefix_tokens = 2
     poolings = ("token",)
