@@ -22,7 +22,7 @@ from t2t_ref.models.dense import DenseViT
 from t2t_ref.models.fused import fuse
 
 OLD = torch.__version__.startswith("2.4.")  # it cannot export the performer, nor compile get_parameter
-FREE = hasattr(torch.export.Dim, "DYNAMIC")  # since torch 2.6: sides that divide as the model needs
+FREE_SIDES = hasattr(torch.export.Dim, "DYNAMIC")  # since torch 2.6: sides that divide as the model needs
 ABSENT = [name for name in ("onnx", "onnxruntime", "onnxscript") if importlib.util.find_spec(name) is None]
 SIZES = {"t2t_vit_7": 64, "t2t_vit_t_14": (64, 96), "t2t_vit_c_14": 64, "deit_small_patch16": 64}
 DESIGNS = {"se": SEViT, "ghost": GhostViT, "dense": DenseViT}  # what is in front of their blocks is among SIZES
@@ -194,7 +194,7 @@ def cannot(name):
     """Why this check cannot run here, or None."""
     if name.startswith("trace") and importlib.util.find_spec("timm") is None:
         return "not installed: timm"
-    if not FREE and name.startswith("export free"):
+    if not FREE_SIDES and name.startswith("export free"):
         return "torch before 2.6 cannot leave height and width free"
     if OLD and (name in PERFORMERS or name.startswith("written")):
         return "torch 2.4 can neither export nor compile it"

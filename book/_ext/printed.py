@@ -96,18 +96,35 @@ def arguments(changes: str) -> dict:
 
 
 @cache
-def counts(name: str, changes: str = "") -> Counts:
+def built(name: str, changes: str):
+    """A model without numbers."""
     import torch
 
     import t2t_ref
 
     with torch.device("meta"):
-        model = t2t_ref.create_model(name, **arguments(changes))
-        image = torch.empty(1, 3, *model.img_size)
+        return t2t_ref.create_model(name, **arguments(changes))
+
+
+def parameters(name: str, changes: str = "") -> tuple[int, int]:
+    """All of them, and those without position table and random directions."""
+    import t2t_ref
+
+    model = built(name, changes)
     aside = sum(p.numel() for key, p in model.state_dict().items() if key == "pos_embed" or key.endswith(".w"))
     every = t2t_ref.count_parameters(model)
-    linear = t2t_ref.count_macs(model, image, products_of_activations=False)
-    return Counts(every, every - aside, t2t_ref.count_macs(model, image), linear)
+    return every, every - aside
+
+
+@cache
+def counts(name: str, changes: str = "") -> Counts:
+    import torch
+
+    from t2t_ref.inspection.counting import macs_both_ways
+
+    model = built(name, changes)
+    image = torch.empty(1, 3, *model.img_size, device="meta")
+    return Counts(*parameters(name, changes), *macs_both_ways(model, image))
 
 
 def scaled(name: str, changes: str = "") -> Counts:
@@ -126,7 +143,7 @@ def cut(value: float) -> str:
 
 def size_by(row: Printed) -> str:
     """Which count gives the printed number of parameters."""
-    every, lean, *_ = scaled(row.name, row.changes)
+    every, lean = (count / 1e6 for count in parameters(row.name, row.changes))
     fits = [rounded(value) == row.millions for value in (every, lean)]
     if any(fits):
         return "both" if all(fits) else "all" if fits[0] else "without"

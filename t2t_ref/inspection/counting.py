@@ -48,6 +48,12 @@ def count_macs(model: nn.Module, image: Tensor | tuple, *, products_of_activatio
     Note:
         element-wise work is not counted
     """
+    every, without = macs_both_ways(model, image)
+    return every if products_of_activations else without
+
+
+def macs_both_ways(model: nn.Module, image: Tensor | tuple) -> tuple[int, int]:
+    """:func:`count_macs` with products of activations and without them, from a single pass."""
     inputs = image if isinstance(image, tuple) else (image,)
     # the counter stumbles over a parameter that one module hands to another
     weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
@@ -57,12 +63,11 @@ def count_macs(model: nn.Module, image: Tensor | tuple, *, products_of_activatio
         functional_call(model, weights, inputs)
     flops = counter.get_flop_counts()
     counted = sum(flops["Global"].values())
-    if not products_of_activations:
-        root = type(model).__name__
-        linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-        linear = [flops.get(f"{root}.{name}" if name else root, {}) for name in linear]
-        counted -= products(flops["Global"]) - sum(map(products, linear))
-    return counted // 2 // len(inputs[0])
+    root = type(model).__name__
+    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    linear = [flops.get(f"{root}.{name}" if name else root, {}) for name in linear]
+    without = counted - products(flops["Global"]) + sum(map(products, linear))
+    return counted // 2 // len(inputs[0]), without // 2 // len(inputs[0])
 
 
 def products(flops: dict) -> int:

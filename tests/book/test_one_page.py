@@ -56,6 +56,16 @@ def test_it_computes_the_authors_numbers(name):
         torch.testing.assert_close(gradients[key].norm().item(), expected["l2"], atol=1e-9, rtol=0)
 
 
+@pytest.fixture
+def torchs_list():
+    """The page lets torch read argparse.Namespace from then on. Here that ends with the test."""
+    before = torch.serialization.get_safe_globals()
+    yield
+    torch.serialization.clear_safe_globals()
+    torch.serialization.add_safe_globals(before)
+
+
+@pytest.mark.usefixtures("torchs_list")
 @pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
 def test_it_loads_a_file_in_the_released_form(tmp_path, legacy):
     trained = golden.fill(t2t_ref.create_model("t2t_vit_7"), torch.float32)

@@ -47,6 +47,7 @@ def test_what_fits(monkeypatch):
     for (every, lean), (million, expected) in cases.items():
         made = printed.Counts(every * 1e6, lean * 1e6, 4.78e9, 4.34e9)
         monkeypatch.setattr(printed, "counts", lambda name, changes="", made=made: made)
+        monkeypatch.setattr(printed, "parameters", lambda name, changes="", made=made: made[:2])
         for billion, way in (("4.8", "all"), ("4.3", "linear"), ("4.5", "neither")):
             size = printed.Printed("1", "model", million, billion, "name")
             assert (printed.size_by(size), printed.macs_by(size)) == (expected, way)
@@ -96,13 +97,13 @@ ACCURACIES = "79.0 78.1 82.3 80.8 81.5 79.1 82.6 81.7 80.6 78.8 77.9".split()
 def test_the_sentences_say_what_is_counted():
     def fits(text: str, million: str) -> bool:
         name, *changes = text.split()
-        return million in {printed.rounded(value) for value in printed.scaled(name, " ".join(changes))[:2]}
+        return million in {printed.rounded(count / 1e6) for count in printed.parameters(name, " ".join(changes))}
 
     assert fits("vit_small_patch16", "48.6") and not fits("vit_small_patch16 embed_dim=786 num_heads=6", "48.6")
     assert 786 % 8 and fits("t2t_vit_7", "4.3") and not fits("t2t_vit_7 depth=8", "4.3")
-    sizes = [printed.scaled(row(name, "1").name).lean for name in ("T2T-ViT-7", "T2T-ViT-12")]
-    assert [printed.cut(size) for size in sizes] == ["4.2", "6.8"]
-    assert printed.cut(printed.scaled("vit_base_patch16", "img_size=384").every) == "86.8"
+    lean = [printed.parameters(row(name, "1").name)[1] for name in ("T2T-ViT-7", "T2T-ViT-12")]
+    assert [printed.cut(size / 1e6) for size in lean] == ["4.2", "6.8"]
+    assert printed.cut(printed.parameters("vit_base_patch16", "img_size=384")[0] / 1e6) == "86.8"
     macs = {name: printed.scaled(name).macs for name in ("t2t_vit_24", "t2t_vit_t_24", "t2t_vit_14", "t2t_vit_t_14")}
     assert printed.rounded(macs["t2t_vit_24"]) == "13.7" and printed.rounded(macs["t2t_vit_t_24"]) == "15.0"
     assert macs["t2t_vit_t_24"] - macs["t2t_vit_24"] == pytest.approx(macs["t2t_vit_t_14"] - macs["t2t_vit_14"])
