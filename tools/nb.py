@@ -82,6 +82,8 @@ def execute(notebook, folder: Path, name: str) -> None:
     from nbclient import NotebookClient
 
     start = time.perf_counter()
+    for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):  # as in the tests: two that wait for each other crawl
+        os.environ.setdefault(variable, "1")
     resources = {"metadata": {"path": str(folder)}}
     client = NotebookClient(
         notebook,
