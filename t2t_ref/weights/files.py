@@ -232,8 +232,9 @@ def stand_in(name: str) -> type:
     return type(own, (), nothing | {"__module__": module, "__qualname__": own})
 
 
-# what training scripts leave beside the weights: their settings, and numpy's numbers and arrays, old names and new
-HARMLESS = [stand_in("argparse.Namespace"), stand_in("numpy.dtype"), stand_in("numpy.ndarray")] + [
+# what training scripts leave beside the weights: their settings, and numpy's numbers and arrays, old names and new.
+# Their bytes come through encode, which torch knows itself since 2.5
+HARMLESS = [stand_in(name) for name in ("argparse.Namespace", "numpy.dtype", "numpy.ndarray", "_codecs.encode")] + [
     stand_in(f"numpy.{core}.multiarray.{name}") for core in ("core", "_core") for name in ("scalar", "_reconstruct")
 ]
 
@@ -254,6 +255,14 @@ def allowed_by_name(*classes: type):
             torch.serialization.add_safe_globals(before)
 
 
+def is_program(path: Path) -> bool:
+    """Whether a file is a TorchScript archive. torch 2.4 would load one in spite of weights_only."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any(name.endswith("/constants.pkl") for name in archive.namelist())
+
+
 def read_torch(path: Path, name: str) -> object:
     """Content of a file that torch.save wrote. No class but those of torch's list and stand-ins is ever made.
 
@@ -261,6 +270,8 @@ def read_torch(path: Path, name: str) -> object:
         ValueError: for a file that is none, is not whole, or asks for anything else
     """
     try:
+        if is_program(path):
+            raise ValueError("a program")
         with path.open("rb") as file, warnings.catch_warnings(action="ignore"), allowed_by_name(*HARMLESS):
             return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged bytes raise almost anything

@@ -244,7 +244,7 @@ class PVT(Pyramid):
     def position_tables(self, size: tuple[int, int] | None = None) -> dict[str, tuple[int, int]]:
         """The four tables and their (rows, columns): at this model's size, or at another."""
         grids = self.grids if size is None else self.grids_of(size)
-        return {f"pos_embed{stage}": grid for stage, grid in enumerate(grids, start=1)}
+        return {f"pos_embed{stage}": grid for stage, grid in enumerate(grids, 1)}
 
     def resize_table(
         self, name: str, table: Float[Tensor, "1 n d"], grid: tuple[int, int], new_grid: tuple[int, int]

@@ -89,7 +89,7 @@ class Pyramid(Classifier):
             ValueError: if one of them is too small for its reduction
         """
         (h, w), grids = size, []
-        for stage, ratio in enumerate(self.reductions, start=1):
+        for stage, ratio in enumerate(self.reductions, 1):
             size = rows, columns = getattr(self, f"patch_embed{stage}").grid_size(size)
             if min(size) < ratio:
                 raise ValueError(
@@ -142,7 +142,7 @@ class Pyramid(Classifier):
         embeds = [getattr(self, f"patch_embed{stage + 1}") for stage in range(self.depth)]
         strides = accumulate((embed.stride for embed in embeds), mul)
         widths = (embed.proj.out_channels for embed in embeds)
-        return {f"block{number}": size for number, size in enumerate(zip(widths, strides, strict=True), start=1)}
+        return {f"block{number}": size for number, size in enumerate(zip(widths, strides, strict=True), 1)}
 
     def keep_blocks(self, number: int) -> None:
         """Take away all stages but the first ``number``."""
