@@ -140,6 +140,14 @@ def test_without_torchs_context_the_list_of_allowed_classes_comes_back(trained, 
         torch.serialization.add_safe_globals(whole)
 
 
+def test_a_program_never_reaches_torch(tmp_path, monkeypatch):
+    """torch 2.4 loads a TorchScript archive in spite of weights_only."""
+    with warnings.catch_warnings(action="ignore"):  # TorchScript is on its way out
+        script(tmp_path / "a.pth")
+    monkeypatch.setattr(torch, "load", lambda *args, **options: pytest.fail("torch.load was asked"))
+    refuses(tiny(), tmp_path / "a.pth", ValueError, "is a TorchScript program")
+
+
 def test_a_whole_pickled_model_is_refused(trained, tmp_path):
     torch.save(trained, tmp_path / "a.pth")
     refuses(tiny(), tmp_path / "a.pth", ValueError, "asks for t2t_ref.models.t2t_vit.T2TViT")
